@@ -1,0 +1,1 @@
+"""One file a checkpoint family: prefixes, renames, prompts, token ids."""

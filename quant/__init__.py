@@ -1,0 +1,1 @@
+"""Float bundle -> smaller bundle, and what that cost."""
