@@ -1,0 +1,308 @@
+"""The contract between the exporters and the device: what a bundle's manifest says, and how one is read and written."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from runtime.errors import BundleError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+STRICT = ConfigDict(extra="forbid", strict=False, ser_json_inf_nan="null")
+
+DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
+Profile = Literal["cpu", "cuda"]
+Count = Annotated[int, Field(gt=0)]
+
+
+def _inside(path: str) -> str:
+    pure = PurePosixPath(path)
+    if not path or pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or "\0" in path:
+        raise ValueError(f"the path {path!r} leaves the bundle; a manifest may only name files inside its own folder")
+    return path
+
+
+RelativePath = Annotated[str, AfterValidator(_inside)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Port:
+    """One input or output of a graph. A string in `shape` is a dimension that varies from run to run."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class File:
+    path: RelativePath
+    nbytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True, config=STRICT)
+class Graph:
+    """One ONNX subgraph: its file, the files that hold its weights, its ports and how its weights are stored."""
+
+    file: RelativePath
+    weights: tuple[RelativePath, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    precision: str
+    parameters: Annotated[int, Field(ge=0)]
+    weight_bytes: Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, config=STRICT)
+class CacheLayout:
+    """Key/value cache of the decoder: per layer two arrays [1, kv_heads, positions, head_dim]."""
+
+    layers: Count
+    kv_heads: Count
+    head_dim: Count
+    dtype: DType
+    max_positions: Count
+
+    @property
+    def bytes_per_position(self) -> int:
+        return 2 * self.layers * self.kv_heads * self.head_dim * (2 if self.dtype == "float16" else 4)
+
+
+@dataclass(frozen=True, config=STRICT)
+class AudioFrontEnd:
+    """How a waveform becomes log-mel segments and how long their codes are (Whisper front end)."""
+
+    sampling_rate: Count
+    n_fft: Count
+    hop_length: Count
+    num_mel_bins: Count
+    max_audio_seconds: Count
+    split_overlap: float  # seconds; negative: never split
+    avg_pooler: Count  # encoder frames a code
+    stride: Count  # log-mel frames an encoder frame
+    codebook_sizes: tuple[Count, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
+class VisionFrontEnd:
+    """How a picture becomes patches (Qwen2-VL image processor)."""
+
+    patch_size: Count
+    temporal_patch_size: Count
+    merge_size: Count
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    min_pixels: Count
+    max_pixels: Count
+
+
+@dataclass(frozen=True, config=STRICT)
+class VideoRules:
+    max_frame_num: Count
+    decode_way: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class SpeechLayout:
+    """How codes become a waveform: rates, Euler steps, and how much context each stage needs when streamed."""
+
+    codebook_sizes: tuple[Count, ...]  # the code that ends a segment is codebook_sizes[0]
+    frames_per_code: Count  # mel frames that one code gives
+    frames_short: Annotated[int, Field(ge=0)]  # mel frames that a segment of n codes falls short of n * frames_per_code
+    mel_bins: Count
+    sampling_rate: Count
+    samples_per_frame: Count
+    time_steps: tuple[float, ...]  # times at which the flow is evaluated, and the end
+    chunk_frames: Count  # attention of the flow looks ahead to the end of its own chunk of this many frames
+    harmonics: Count  # sines of the vocoder's source, the fundamental among them
+    f0_context: Count  # mel frames on both sides that the F0 predictor sees
+    wave_context: Count  # mel frames on both sides that a sample of the waveform depends on
+    max_frames: Count  # longest segment that the position table allows
+    overlap_samples: Annotated[int, Field(ge=0)]  # cross-fade between two segments
+
+
+@dataclass(frozen=True, config=STRICT)
+class SpecialTokens:
+    """Token ids that the runtime must know; None where the model has no such token."""
+
+    eos: tuple[int, ...]
+    audio_start: int | None = None
+    audio_end: int | None = None
+    audio_pad: int | None = None
+    img_start: int | None = None
+    img_end: int | None = None
+    img_pad: int | None = None
+    video_place: int | None = None
+    audiogen_start: int | None = None
+    audiogen_end: int | None = None
+    not_addressed: int | None = None  # first token of an answer to something that was not meant for the assistant
+
+
+@dataclass(frozen=True, config=STRICT)
+class PromptTemplate:
+    """Strings around each turn: (before, after). Special tokens are spelled out and parsed."""
+
+    system: tuple[str, str]
+    user: tuple[str, str]
+    assistant: tuple[str, str]
+    spoken_assistant: tuple[str, str] | None = None
+    transcribe: str | None = None  # with {audio}
+    speak: str | None = None  # with {text}
+    default_system: str | None = None
+    begin: str = ""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Sampling:
+    """Logits processors in the order repetition penalty, temperature, top-k, top-p; top_k 0 and top_p 1 switch off."""
+
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    greedy: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Step:
+    """Defaults of one kind of generation step: how to sample, how long at most, which strings end it."""
+
+    sampling: Sampling
+    max_new: Count
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, config=STRICT)
+class GenerationDefaults:
+    text: Step  # an answer in text alone
+    first_text: Step | None = None  # a spoken answer: its first piece of text
+    later_text: Step | None = None  # its later pieces
+    audio: Step | None = None  # one segment of audio frames
+    transcribe: Step | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Source:
+    """Where the weights came from; `config_sha256` names the checkpoint's config, `random` that it was never trained."""
+
+    name: str
+    config_sha256: str
+    stored_dtypes: tuple[str, ...]
+    licence: str
+    random: bool = False
+
+
+@dataclass(frozen=True, config=STRICT)
+class Manifest:
+    schema_version: Literal[1]
+    family: str
+    profile: Profile
+    source: Source
+    vocab_size: Count
+    known_tokens: Count  # ids from here on have rows in the embedding but no text
+    hidden_size: Count
+    tokenizer: RelativePath
+    files: tuple[File, ...]
+    graphs: dict[str, Graph]
+    cache: CacheLayout
+    tokens: SpecialTokens
+    template: PromptTemplate
+    generation: GenerationDefaults
+    audio: AudioFrontEnd | None = None
+    image: VisionFrontEnd | None = None
+    video_frames: VisionFrontEnd | None = None
+    video: VideoRules | None = None
+    speech: SpeechLayout | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights on disk, shared ones counted once."""
+        return sum(f.nbytes for f in self.files if any(f.path in g.weights for g in self.graphs.values()))
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of manifest.json."""
+    return _ADAPTER.json_schema()
+
+
+def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
+    """Check a manifest's text; every mistake is named in the one BundleError."""
+    try:
+        version = json.loads(text).get("schema_version")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise BundleError(f"{where} is not a JSON object ({error}); export the bundle again") from None
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where} has schema version {version!r}, this EdgeOmni reads {SCHEMA_VERSION}; "
+            "export the bundle again, or use the EdgeOmni that wrote it"
+        )
+    try:
+        return _ADAPTER.validate_json(text)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
+        raise BundleError(f"{where} does not follow its schema:\n" + "\n".join(lines)) from None
+
+
+def read_bundle(folder: Path) -> Manifest:
+    """Read and check `folder`/manifest.json; the files it names must exist with the size it gives (BundleError)."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with `edgeomni export CHECKPOINT -o {folder}`"
+        )
+    manifest = parse_manifest(path.read_bytes(), str(path))
+    wrong = list(_missing_or_cut(folder, manifest))
+    if wrong:
+        raise BundleError(f"the bundle {folder} is not whole:\n" + "\n".join(wrong) + "\nexport it again")
+    return manifest
+
+
+def _missing_or_cut(folder: Path, manifest: Manifest) -> Iterator[str]:
+    root = folder.resolve()
+    listed = {f.path for f in manifest.files}
+    for file in manifest.files:
+        path = (folder / file.path).resolve()
+        if not path.is_relative_to(root):
+            yield f"  {file.path}: leads outside the bundle, to {path}"
+        elif not path.is_file():
+            yield f"  {file.path}: missing"
+        elif path.stat().st_size != file.nbytes:
+            yield f"  {file.path}: {path.stat().st_size} bytes, expected {file.nbytes}"
+    for name, graph in manifest.graphs.items():
+        for used in (graph.file, *graph.weights):
+            if used not in listed:
+                yield f"  {used}: used by graph {name} but not listed with a checksum"
+    if manifest.tokenizer not in listed:
+        yield f"  {manifest.tokenizer}: the tokenizer is not listed with a checksum"
+
+
+def altered_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Recompute every checksum; yield the path of each file whose content is not what was written."""
+    for file in manifest.files:
+        if sha256_of(folder / file.path) != file.sha256:
+            yield file.path
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_file(folder: Path, path: str) -> File:
+    return File(path=path, nbytes=(folder / path).stat().st_size, sha256=sha256_of(folder / path))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder`/manifest.json; the folder becomes a bundle by this, so it is written last."""
+    text = _ADAPTER.dump_json(manifest, indent=1, exclude_none=True).decode()
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
