@@ -1,0 +1,107 @@
+"""From logits to one token: repetition penalty, temperature, top-k, top-p and the draw, in numpy.
+
+The order and the treatment of ties are those of Hugging Face transformers' logits processors
+(`generation/logits_process.py`), which the official code generates with.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle import Sampling, SpecialTokens
+from runtime.errors import EdgeOmniError
+
+Floats = NDArray[np.floating]
+Ids = NDArray[np.int64]
+
+NOTHING: Ids = np.empty(0, np.int64)
+
+
+def sample(logits: Floats, context: Ids, sampling: Sampling, rng: np.random.Generator, banned: Ids = NOTHING) -> int:
+    """Choose the next token.
+
+    logits [vocab] as the model gave them; context [n] ids that the repetition penalty counts as seen;
+    banned [m] ids that must not come out. Raises EdgeOmniError when the logits hold NaN or +inf or leave no choice.
+    """
+    scores = penalise(logits, context, sampling.repetition_penalty)
+    scores[banned] = -np.inf
+    _check(scores)
+    if sampling.greedy:
+        return int(scores.argmax())
+    ids, probs = _candidates(scores, sampling)
+    reach = probs.cumsum()
+    return int(ids[np.searchsorted(reach[:-1], rng.random() * reach[-1], side="right")])
+
+
+def penalise(logits: Floats, context: Ids, penalty: float) -> NDArray[np.float32]:
+    """Make every id of `context` less likely, however often it occurs (Keskar et al. 2019, CTRL, section 4.1).
+
+    logits [vocab] -> new float32 [vocab]: a negative score is multiplied by the penalty, any other divided.
+    """
+    scores = np.array(logits, np.float32)
+    if penalty != 1.0:
+        seen = scores[context]
+        scores[context] = np.where(seen < 0, seen * np.float32(penalty), seen / np.float32(penalty))
+    return scores
+
+
+def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float32]:
+    """Distribution that `sample` draws from, after temperature, top-k and top-p; [vocab] -> float32 [vocab].
+
+    Raises EdgeOmniError when the logits hold NaN or +inf or leave no choice.
+    """
+    _check(logits)
+    ids, probs = _candidates(logits, sampling)
+    full = np.zeros(logits.shape, np.float32)
+    full[ids] = probs
+    return full
+
+
+def _candidates(scores: Floats, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
+    """Ids that pass top-k and top-p, least likely first, and their probabilities, which add up to 1."""
+    # Temperature is positive and keeps the order, so top-k may come first and spare the rest the arithmetic.
+    ids = _top_k(scores, sampling.top_k)
+    ids = ids[np.argsort(scores[ids], kind="stable")]
+    kept = scores[ids].astype(np.float64)
+    probs = np.exp((kept - kept[-1]) / sampling.temperature)
+    probs /= probs.sum()
+    if sampling.top_p < 1.0:
+        first = min(int(np.count_nonzero(probs.cumsum() <= 1.0 - sampling.top_p)), len(ids) - 1)
+        ids, probs = ids[first:], probs[first:]
+    return ids, probs / probs.sum()
+
+
+def _top_k(scores: Floats, k: int) -> Ids:
+    """Ids of the k largest scores and of every score equal to the smallest of them; -inf is never among them."""
+    floor = -np.inf
+    if 0 < k < scores.size:
+        floor = scores[np.argpartition(scores, -k)[-k]]
+    return np.flatnonzero((scores >= floor) & (scores > -np.inf))
+
+
+def _check(scores: Floats) -> None:
+    if scores.ndim != 1 or scores.size == 0:
+        raise EdgeOmniError(f"cannot choose a token: logits have shape {scores.shape}, expected [vocab]")
+    highest = float(scores.max())  # NaN wins every comparison of max, so this one number tells all three cases
+    if not np.isfinite(highest):
+        what = "every token is ruled out" if highest == -np.inf else f"the logits contain {highest}"
+        raise EdgeOmniError(
+            f"cannot choose a token: {what}; the model's arithmetic failed, try a bundle of higher precision"
+        )
+
+
+def banned_in_text(tokens: SpecialTokens, known_tokens: int, vocab_size: int) -> Ids:
+    """Ids that a text step must not produce: placeholders of media, the end of audio, and ids without a text.
+
+    A sampled placeholder would claim a row of media that does not exist. Gives int64 [m], sorted.
+    """
+    named = (tokens.audio_pad, tokens.img_pad, tokens.video_place, tokens.audiogen_end)
+    banned = {i for i in named if i is not None} | set(range(known_tokens, vocab_size))
+    return np.array(sorted(banned), np.int64)
+
+
+def gumbel(rng: np.random.Generator, n: int, greedy: bool) -> NDArray[np.float32]:
+    """Noise that turns an argmax over logits into a draw from their softmax (Gumbel 1954); zeros when greedy.
+
+    Gives float32 [n]: the noise input of the audio head's graph.
+    """
+    return np.zeros(n, np.float32) if greedy else rng.gumbel(size=n).astype(np.float32)
