@@ -1,4 +1,4 @@
-"""The text decoder and what stands on both sides of it: token embeddings, code embeddings, and the language-model head."""
+"""The text decoder and what stands on both sides of it: token and code embeddings, and the language-model head."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from export.config import DecoderConfig
-from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, ints, port_dtype
+from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, port_dtype
 from export.layers import Embedding, Linear, RMSNorm, silu
 from runtime.bundle import Port, Profile
 
@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
 
 class SkipNorm(RMSNorm):
-    """RMSNorm of x + skip, and that sum. On CUDA the sum stays fp32: residuals of Qwen2.5 have outliers in the thousands."""
+    """RMSNorm of x + skip, and that sum; in fp16 the sum stays fp32: Qwen2.5's residuals have outliers in the thousands."""
 
     def forward(self, op: Any, x: ir.Value, skip: ir.Value | None = None) -> Any:
         if self.dtype != FLOAT:
@@ -157,15 +157,11 @@ class EmbedAudio(nn.Module):
         self.audio_embed_layers = nn.ModuleList([Embedding(size + 1, width, dtype) for size in codebook_sizes])
 
     def forward(self, op: Any, codes: ir.Value) -> ir.Value:
-        columns = op.Split(
-            codes, axis=1, num_outputs=len(self.audio_embed_layers), _outputs=len(self.audio_embed_layers)
-        )
-        columns = columns if isinstance(columns, tuple | list) else (columns,)
-        total = None
-        for table, column in zip(self.audio_embed_layers, columns, strict=True):
-            row = table(op, op.Squeeze(column, ints(op, 1)))
-            total = row if total is None else op.Add(total, row)
-        return total
+        rows = [
+            table(op, op.Gather(codes, op.Constant(value_int=book), axis=1))
+            for book, table in enumerate(self.audio_embed_layers)
+        ]
+        return op.Sum(*rows)
 
 
 def embed_audio(config: DecoderConfig, codebook_sizes: tuple[int, ...], profile: Profile) -> Subgraph:
@@ -188,5 +184,5 @@ class Head(Linear):
     def __init__(self, config: DecoderConfig, dtype: ir.DataType):
         super().__init__(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
 
-    def forward(self, op: Any, hidden: ir.Value) -> ir.Value:
-        return cast(op, super().forward(op, hidden), FLOAT)
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        return cast(op, super().forward(op, x), FLOAT)

@@ -1,4 +1,4 @@
-"""Module -> ONNX: the only file that knows opsets, domains and dynamic axes, and how weights reach their initializers."""
+"""Module -> ONNX: the only file that knows opsets, domains, dynamic axes and how weights reach their initializers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,7 +5,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import nn
 
-from export.graph import FLOAT, cast, contrib, ints, scalar
+from export.graph import FLOAT, contrib, ints
 
 Value = ir.Value
 
@@ -76,7 +76,7 @@ class Conv1d(nn.Module):
         dtype: ir.DataType = FLOAT,
     ):
         super().__init__()
-        self.attributes = dict(strides=[stride], pads=list(padding), dilations=[dilation])
+        self.attributes = {"strides": [stride], "pads": list(padding), "dilations": [dilation]}
         self.weight = nn.Parameter([n_out, n_in, kernel], dtype)
         self.bias = nn.Parameter([n_out], dtype) if bias else None
 
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, op: Any, x: Value, past: tuple[Value, Value] | None = None) -> Any:
         q, k, v = self.q_proj(op, x), self.k_proj(op, x), self.v_proj(op, x)
-        attend = dict(num_heads=self.heads, unidirectional=int(self.causal), dtype=self.dtype)
+        attend: dict[str, Any] = {"num_heads": self.heads, "unidirectional": int(self.causal), "dtype": self.dtype}
         if past is None:
             return self.out_proj(op, contrib(op, "MultiHeadAttention", q, k, v, **attend))
         y, key, value = contrib(op, "MultiHeadAttention", q, k, v, None, None, None, *past, _outputs=3, **attend)
@@ -129,9 +129,3 @@ def mish(op: Any, x: Value) -> Value:
 def split_last(op: Any, x: Value, *sizes: int) -> tuple[Value, ...]:
     """Split the last axis into pieces of the given sizes."""
     return op.Split(x, ints(op, *sizes), axis=-1, _outputs=len(sizes))
-
-
-__all__ = [
-    "Conv1d", "Embedding", "LayerNorm", "Linear", "RMSNorm", "SelfAttention",
-    "cast", "gelu", "mish", "quick_gelu", "scalar", "silu", "split_last",
-]  # fmt: skip

@@ -189,7 +189,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, config=STRICT)
 class Source:
-    """Where the weights came from; `config_sha256` names the checkpoint's config, `random` that it was never trained."""
+    """Where the weights came from; `random` says that they were never trained."""
 
     name: str
     config_sha256: str
