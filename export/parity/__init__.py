@@ -1,0 +1,1 @@
+"""Stages of a bundle against recorded activations of the official code."""

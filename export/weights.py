@@ -1,0 +1,121 @@
+"""Checkpoint tensors into the initializers of a graph: linked where the bytes fit as they lie, else written once."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+from export.graph import Derived, Subgraph, static_shape
+from export.lazy_tensor import LazyTensor
+
+ALIGNMENT = 4096  # ONNX Runtime maps initializers into memory by pages
+SMALL = 1024  # bytes; smaller ones stay in the .onnx file, where shape inference can read them
+STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I64": ir.DataType.INT64}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an initializer's bytes lie, relative to the bundle."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass
+class WeightStore:
+    """The weight files of one bundle in the making. A tensor that two graphs share is stored once.
+
+    With `link`, tensors whose stored form is the wanted one are not copied: their shard is hard-linked into the bundle
+    (ONNX Runtime refuses symbolic links that leave the folder) and initializers point into it.
+    """
+
+    folder: Path
+    tensors: Mapping[str, LazyTensor]
+    link: bool = True
+    places: dict[tuple[str, str], Place] = field(default_factory=dict)
+    _links: dict[Path, str | None] = field(default_factory=dict)
+
+    def write(self, subgraph: Subgraph) -> tuple[str, ...]:
+        """Fill every parameter of `subgraph`, save NAME.onnx, and return the weight files that it uses."""
+        path = self.folder / f"{subgraph.name}.data"
+        with path.open("wb") as out:
+            for value in subgraph.model.graph.initializers.values():
+                self._fill(value, subgraph, out)
+        if path.stat().st_size == 0:
+            path.unlink()
+        ir.save(subgraph.model, self.folder / f"{subgraph.name}.onnx")
+        return tuple(sorted(set(external_files(subgraph.model))))
+
+    def _fill(self, value: ir.Value, subgraph: Subgraph, out: BinaryIO) -> None:
+        if value.const_value is not None:
+            constant = value.const_value
+            if constant.nbytes >= SMALL:
+                self._point(value, self._append(out, f"{subgraph.name}.data", constant.numpy()))
+            return
+        key = (str(value.name), value.dtype.name if value.dtype else "")
+        place = self.places.get(key) or self._linked(value, subgraph.source_of(value))
+        if place is None:
+            array = self._read(value, subgraph.source_of(value))
+            if array.nbytes < SMALL:
+                value.const_value = ir.tensor(array, name=value.name)
+                return
+            place = self._append(out, f"{subgraph.name}.data", array)
+        self.places[key] = place
+        self._point(value, place)
+
+    def _read(self, value: ir.Value, source: Derived) -> np.ndarray:
+        assert value.dtype is not None
+        array = source.make(*(self.tensors[key].read().astype(np.float32, copy=False) for key in source.keys))
+        if array.shape != static_shape(value):
+            raise ValueError(f"{value.name}: made {array.shape}, declared {static_shape(value)}")
+        return np.ascontiguousarray(array, dtype=value.dtype.numpy())
+
+    def _linked(self, value: ir.Value, source: Derived) -> Place | None:
+        """The place of a stored tensor in its hard-linked shard, if it is taken as it lies."""
+        if not self.link or source.keys != (value.name,):
+            return None
+        tensor = self.tensors[source.keys[0]]
+        as_it_lies = STORED.get(tensor.dtype) == value.dtype and tensor.strides is None and tensor.offset % 4 == 0
+        if not as_it_lies or tensor.nbytes < SMALL:
+            return None
+        name = self._link(tensor.file)
+        return None if name is None else Place(name, tensor.offset, tensor.nbytes)
+
+    def _link(self, file: Path) -> str | None:
+        if file not in self._links:
+            try:
+                os.link(file.resolve(), self.folder / file.name)
+                self._links[file] = file.name
+            except OSError:  # another file system, or one without hard links: copy instead
+                self._links[file] = None
+        return self._links[file]
+
+    def _append(self, out: BinaryIO, name: str, array: np.ndarray) -> Place:
+        offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT if array.nbytes >= ALIGNMENT else -(-out.tell() // 64) * 64
+        out.write(b"\0" * (offset - out.tell()))
+        out.write(np.ascontiguousarray(array).tobytes())
+        return Place(name, offset, array.nbytes)
+
+    def _point(self, value: ir.Value, place: Place) -> None:
+        assert value.dtype is not None
+        value.const_value = ir.ExternalTensor(
+            place.file,
+            place.offset,
+            place.nbytes,
+            value.dtype,
+            shape=ir.Shape(static_shape(value)),
+            name=str(value.name),
+            base_dir=self.folder,
+        )
+
+
+def external_files(model: ir.Model) -> Iterator[str]:
+    """The files, relative to the model's folder, that hold its external initializers."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            yield str(value.const_value.location)
