@@ -1,5 +1,6 @@
 """The small parts that every component is made of; an attribute's name is the checkpoint's name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -105,6 +106,36 @@ class SelfAttention(nn.Module):
             return self.out_proj(op, contrib(op, "MultiHeadAttention", q, k, v, **attend))
         y, key, value = contrib(op, "MultiHeadAttention", q, k, v, None, None, None, *past, _outputs=3, **attend)
         return self.out_proj(op, y), key, value
+
+
+class TransformerLayer(nn.Module):
+    """Whisper's pre-norm layer: x += attention(norm(x)); x += fc2(gelu(fc1(norm(x)))). `norm()` makes each norm.
+
+    Returns x, and with a past also the layer's present key and value.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_dim: int,
+        norm: Callable[[], nn.Module],
+        causal: bool = False,
+        dtype: ir.DataType = FLOAT,
+    ):
+        super().__init__()
+        self.self_attn_layer_norm = norm()
+        self.self_attn = SelfAttention(width, heads, causal, dtype)
+        self.final_layer_norm = norm()
+        self.fc1 = Linear(width, ffn_dim, dtype=dtype)
+        self.fc2 = Linear(ffn_dim, width, dtype=dtype)
+
+    def forward(self, op: Any, x: Value, past: tuple[Value, Value] | None = None) -> Any:
+        y = self.self_attn(op, self.self_attn_layer_norm(op, x), past)
+        y, *present = y if past is not None else (y,)
+        x = op.Add(x, y)
+        x = op.Add(x, self.fc2(op, gelu(op, self.fc1(op, self.final_layer_norm(op, x)))))
+        return (x, *present) if present else x
 
 
 def gelu(op: Any, x: Value) -> Value:
