@@ -6,7 +6,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import nn
 
-from export.graph import FLOAT, contrib, ints
+from export.graph import FLOAT, cast, contrib, ints
 
 Value = ir.Value
 
@@ -60,6 +60,17 @@ class LayerNorm(nn.Module):
 
     def forward(self, op: Any, x: Value) -> Value:
         return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self.eps, stash_type=1)
+
+
+class NarrowingNorm(LayerNorm):
+    """LayerNorm of an fp32 residual stream, in fp32; its result has the type in which the next matrix multiplies."""
+
+    def __init__(self, width: int, eps: float = 1e-5, dtype: ir.DataType = FLOAT):
+        super().__init__(width, eps)
+        self.narrow = dtype
+
+    def forward(self, op: Any, x: Value) -> Value:
+        return cast(op, super().forward(op, x), self.narrow)
 
 
 class Conv1d(nn.Module):
@@ -133,9 +144,14 @@ class TransformerLayer(nn.Module):
     def forward(self, op: Any, x: Value, past: tuple[Value, Value] | None = None) -> Any:
         y = self.self_attn(op, self.self_attn_layer_norm(op, x), past)
         y, *present = y if past is not None else (y,)
-        x = op.Add(x, y)
-        x = op.Add(x, self.fc2(op, gelu(op, self.fc1(op, self.final_layer_norm(op, x)))))
+        x = residual(op, x, y)
+        x = residual(op, x, self.fc2(op, gelu(op, self.fc1(op, self.final_layer_norm(op, x)))))
         return (x, *present) if present else x
+
+
+def residual(op: Any, x: Value, y: Value) -> Value:
+    """x + y in the type of x, which may be wider than y's."""
+    return op.Add(x, y if x.type is None else cast(op, y, x.type.dtype))
 
 
 def gelu(op: Any, x: Value) -> Value:
