@@ -56,7 +56,7 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
             samples = _read_blocks(file)
     except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a name that ends in .raw
         raise MediaError(
-            f"{path} cannot be decoded ({error}); expected wav, flac, mp3 or ogg: "
+            f"{path} cannot be decoded ({getattr(error, 'error_string', error)}); expected wav, flac, mp3 or ogg: "
             f"convert it, for example with ffmpeg -i {Path(path).name} audio.wav"
         ) from None
     _check_samples(samples, str(path))
