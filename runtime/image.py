@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from runtime.bundle import VisionFrontEnd
 from runtime.errors import MediaError
@@ -25,17 +25,19 @@ def read_image(source: str | Path | bytes) -> Rgb:
 
     Raises MediaError: no such file, not decodable, or a size that check_size refuses (before anything is decoded).
     """
-    name = "the picture" if isinstance(source, bytes) else str(source)
+    name = "the input" if isinstance(source, bytes) else str(source)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise MediaError(f"{name} is not a file; expected one of {', '.join(FORMATS)}")
     try:
         return _decode(io.BytesIO(source) if isinstance(source, bytes) else Path(source), name)
     except MediaError:
         raise
+    except UnidentifiedImageError:
+        raise MediaError(f"{name} is no picture; expected one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} is too large ({error}); scale it down") from None
     except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
-        raise MediaError(f"{name} cannot be decoded ({error}); expected one of {', '.join(FORMATS)}") from None
+        raise MediaError(f"{name} cannot be decoded ({error}); save it again, for example as PNG") from None
 
 
 def _decode(source: io.BytesIO | Path, name: str) -> Rgb:
