@@ -163,8 +163,10 @@ def _with_old_style(tensors: dict[str, LazyTensor], file: str) -> dict[str, Lazy
     """Weight norm spelled `weight_g`/`weight_v` throughout; CheckpointError for a layer that has both spellings."""
     mixed = sorted(_stems(tensors, OLD_STYLE) & _stems(tensors, NEW_STYLE))
     if mixed:
-        raise CheckpointError(f"{file!r}: both spellings of weight norm (weight_g/weight_v, parametrizations) in "
-                              f"{listed(mixed)}; expected one of them")  # fmt: skip
+        raise CheckpointError(
+            f"{file!r}: weight norm is spelled both weight_g/weight_v and parametrizations.weight in {listed(mixed)}; "
+            "expected one spelling for each layer"
+        )
     renamed = [replace(tensor, key=_old_style(tensor.key)) for tensor in tensors.values()]
     return {tensor.key: tensor for tensor in renamed}
 

@@ -20,27 +20,16 @@ MAX_HEADER_BYTES = 256 << 20  # vocabulary and merges of the largest known token
 MAX_NESTING = 4  # of arrays in arrays
 MAX_GGML_DIMS = 4
 
-# The numbers of ggml's `enum ggml_type`; those that only name a type serve the message that it is not supported.
-GGML_TYPES = dict(enumerate(
+# By their numbers in ggml's `enum ggml_type`; those not in STORED_TYPES serve the message that they are not supported.
+_TYPE_NAMES = (
     "F32 F16 Q4_0 Q4_1 Q4_2 Q4_3 Q5_0 Q5_1 Q8_0 Q8_1 Q2_K Q3_K Q4_K Q5_K Q6_K Q8_K IQ2_XXS IQ2_XS IQ3_XXS IQ1_S "
     "IQ4_NL IQ3_S IQ2_S IQ4_XS I8 I16 I32 I64 F64 IQ1_M BF16 Q4_0_4_4 Q4_0_4_8 Q4_0_8_8 TQ1_0 TQ2_0 IQ4_NL_4_4 "
-    "IQ4_NL_4_8 IQ4_NL_8_8 MXFP4".split()
-))  # fmt: skip
+    "IQ4_NL_4_8 IQ4_NL_8_8 MXFP4"
+)
+GGML_TYPES = dict(enumerate(_TYPE_NAMES.split()))
 
-# The numbers of `enum gguf_metadata_value_type`.
-SCALARS = {
-    0: "<u1",
-    1: "<i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    7: "?",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+# By their numbers in `enum gguf_metadata_value_type`; 8 and 9 are no scalars.
+SCALARS = dict(enumerate(("u1", "i1", "<u2", "<i2", "<u4", "<i4", "<f4", "?", None, None, "<u8", "<i8", "<f8")))
 STRING, ARRAY = 8, 9
 
 
@@ -149,12 +138,12 @@ def _read_value(cursor: _Cursor, kind: int, key: str, nesting: int = 0) -> Any:
         return cursor.string()
     if kind == ARRAY and nesting < MAX_NESTING:
         element, count = cursor.number("<u4"), cursor.number("<u8")
-        if element in SCALARS:
-            return cursor.numbers(SCALARS[element], count)
+        if dtype := SCALARS.get(element):
+            return cursor.numbers(dtype, count)
         return [_read_value(cursor, element, key, nesting + 1) for _ in range(count)]
-    if kind not in SCALARS:
-        raise CheckpointError(f"metadata {key!r} has type {kind} at depth {nesting}, which GGUF does not know")
-    return cursor.number(SCALARS[kind])
+    if dtype := SCALARS.get(kind):
+        return cursor.number(dtype)
+    raise CheckpointError(f"metadata {key!r} has type {kind} at depth {nesting}, which GGUF does not know")
 
 
 def _read_tensor_info(cursor: _Cursor) -> _TensorInfo:
