@@ -1,7 +1,5 @@
 """A checkpoint's config.json as frozen dataclasses, spelled as the file spells it."""
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -193,16 +191,3 @@ def parse(kind: type[T], fields: dict[str, Any], where: str) -> T:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
         raise CheckpointError(f"{where} does not describe a model that can be exported:\n" + "\n".join(lines)) from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; CheckpointError if it is not there or not an object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint folder holds it beside its weights") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value

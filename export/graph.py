@@ -1,7 +1,7 @@
 """Module -> ONNX: the only file that knows opsets, domains, dynamic axes and how weights reach their initializers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,15 @@ def port_dtype(dtype: ir.DataType) -> DType:
 
 @dataclass(frozen=True)
 class Derived:
-    """An initializer that is computed from checkpoint tensors: `make(*arrays)` of `keys`, which have `shapes`."""
+    """What fills an initializer: `make(*arrays)` of the checkpoint tensors `keys`, which have `shapes`.
+
+    `make` gets and returns float32. Without it the one tensor is taken as it lies, and stored once however many
+    initializers take it.
+    """
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
-    make: Callable[..., np.ndarray]
+    make: Callable[..., np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Subgraph:
     outputs: tuple[Port, ...]
     derived: Mapping[str, Derived] = field(default_factory=dict)
 
+    def deriving(self, derived: Mapping[str, Derived]) -> "Subgraph":
+        """The same graph, where a family's checkpoint spells or cuts some parameters differently."""
+        return replace(self, derived={**self.derived, **derived})
+
     def parameters(self) -> Iterator[ir.Value]:
         """Initializers that a checkpoint must fill (constants written by the author have values already)."""
         for value in self.model.graph.initializers.values():
@@ -65,7 +73,7 @@ class Subgraph:
     def source_of(self, parameter: ir.Value) -> Derived:
         """What fills `parameter`: its own derivation, else the checkpoint tensor of the same name and shape."""
         name, shape = str(parameter.name), static_shape(parameter)
-        return self.derived.get(name) or Derived((name,), (shape,), lambda stored: stored)
+        return self.derived.get(name) or Derived((name,), (shape,))
 
 
 def static_shape(value: ir.Value) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Checkpoint tensors into the initializers of a graph: linked where the bytes fit as they lie, else written once."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -30,13 +30,13 @@ class Place:
 class WeightStore:
     """The weight files of one bundle in the making. A tensor that two graphs share is stored once.
 
-    With `link`, tensors whose stored form is the wanted one are not copied: their shard is hard-linked into the bundle
-    (ONNX Runtime refuses symbolic links that leave the folder) and initializers point into it.
+    Tensors of the shards in `linked` whose stored form is the wanted one are not copied: the shard is hard-linked into
+    the bundle (ONNX Runtime refuses symbolic links that leave the folder) and initializers point into it.
     """
 
     folder: Path
     tensors: Mapping[str, LazyTensor]
-    link: bool = True
+    linked: frozenset[Path] = frozenset()
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
     _links: dict[Path, str | None] = field(default_factory=dict)
 
@@ -57,10 +57,11 @@ class WeightStore:
             if constant.nbytes >= SMALL:
                 self._point(value, self._append(out, f"{subgraph.name}.data", constant.numpy()))
             return
-        key = (str(value.name), value.dtype.name if value.dtype else "")
-        place = self.places.get(key) or self._linked(value, subgraph.source_of(value))
+        source = subgraph.source_of(value)
+        key = (str(value.name) if source.make else source.keys[0], value.dtype.name if value.dtype else "")
+        place = self.places.get(key) or self._linked(value, source)
         if place is None:
-            array = self._read(value, subgraph.source_of(value))
+            array = self._read(value, source)
             if array.nbytes < SMALL:
                 value.const_value = ir.tensor(array, name=value.name)
                 return
@@ -70,18 +71,16 @@ class WeightStore:
 
     def _read(self, value: ir.Value, source: Derived) -> np.ndarray:
         assert value.dtype is not None
-        array = source.make(*(self.tensors[key].read().astype(np.float32, copy=False) for key in source.keys))
+        stored = [self.tensors[key].read().astype(np.float32, copy=False) for key in source.keys]
+        array = source.make(*stored) if source.make else stored[0]
         if array.shape != static_shape(value):
             raise ValueError(f"{value.name}: made {array.shape}, declared {static_shape(value)}")
         return np.ascontiguousarray(array, dtype=value.dtype.numpy())
 
     def _linked(self, value: ir.Value, source: Derived) -> Place | None:
         """The place of a stored tensor in its hard-linked shard, if it is taken as it lies."""
-        if not self.link or source.keys != (value.name,):
-            return None
-        tensor = self.tensors[source.keys[0]]
-        as_it_lies = STORED.get(tensor.dtype) == value.dtype and tensor.strides is None and tensor.offset % 4 == 0
-        if not as_it_lies or tensor.nbytes < SMALL:
+        tensor = as_it_lies(value, source, self.tensors)
+        if tensor is None or tensor.file not in self.linked:
             return None
         name = self._link(tensor.file)
         return None if name is None else Place(name, tensor.offset, tensor.nbytes)
@@ -112,6 +111,26 @@ class WeightStore:
             name=str(value.name),
             base_dir=self.folder,
         )
+
+
+def as_it_lies(value: ir.Value, source: Derived, tensors: Mapping[str, LazyTensor]) -> LazyTensor | None:
+    """The stored tensor that an initializer could be mapped from without a change, if there is one."""
+    if source.make is not None:
+        return None
+    tensor = tensors[source.keys[0]]
+    same = STORED.get(tensor.dtype) == value.dtype and tensor.strides is None and tensor.offset % 4 == 0
+    return tensor if same and tensor.nbytes >= SMALL else None
+
+
+def worth_linking(subgraphs: Iterable[Subgraph], tensors: Mapping[str, LazyTensor]) -> frozenset[Path]:
+    """Shards of which at least half the bytes would be used as they lie; a link keeps the whole file alive."""
+    usable: dict[Path, dict[str, int]] = {}
+    for graph in subgraphs:
+        for value in graph.parameters():
+            tensor = as_it_lies(value, graph.source_of(value), tensors)
+            if tensor is not None:
+                usable.setdefault(tensor.file, {})[tensor.key] = tensor.nbytes
+    return frozenset(file for file, sizes in usable.items() if 2 * sum(sizes.values()) >= file.stat().st_size)
 
 
 def external_files(model: ir.Model) -> Iterator[str]:

@@ -1,0 +1,226 @@
+"""Checkpoint folder to bundle folder: plan, check everything, write beside the target, rename."""
+
+import fcntl
+import fnmatch
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.checkpoint import Checkpoint, open_checkpoint
+from export.families.family import Blueprint
+from export.families.registry import read_family
+from export.graph import Subgraph, static_shape
+from export.problems import refuse
+from export.tokenizer_files import known_tokens
+from export.weights import WeightStore, worth_linking
+from runtime.bundle import MANIFEST, Graph, Manifest, Profile, Source, describe_file, write_manifest
+from runtime.errors import EdgeOmniError
+
+Progress = Callable[[str, int], None]  # (graph that was written, bytes of its weights)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One graph of an export that has not been written: how much goes in and how much comes out."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes_now: int
+    bytes_after: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    checkpoint: Checkpoint
+    blueprint: Blueprint
+    profile: Profile
+    graphs: tuple[Planned, ...]
+
+    @property
+    def bytes_after(self) -> int:
+        """Weights of the bundle, those that two graphs share counted once."""
+        return sum({key: nbytes for graph in self.blueprint.subgraphs for key, nbytes in _stored(graph)}.values())
+
+    def memory_estimate(self, positions: int) -> int:
+        """Bytes to run it: all weights resident and a cache of `positions` (activations are small beside them)."""
+        return self.bytes_after + positions * self.blueprint.cache.bytes_per_position
+
+
+def plan(path: Path, profile: Profile) -> Plan:
+    """Open the checkpoint, author its graphs, and check that each parameter has its tensor and each tensor its place.
+
+    CheckpointError names every tensor that is missing, misshapen or left over.
+    """
+    checkpoint = open_checkpoint(path)
+    blueprint = read_family(checkpoint, profile)
+    refuse(f"checkpoint {str(path)!r} does not fit its config", list(mismatches(blueprint)))
+    graphs = tuple(_planned(graph, blueprint) for graph in blueprint.subgraphs)
+    return Plan(checkpoint, blueprint, profile, graphs)
+
+
+def mismatches(blueprint: Blueprint) -> Iterator[str]:
+    used: set[str] = set()
+    told: set[str] = set()
+    for graph in blueprint.subgraphs:
+        for parameter in graph.parameters():
+            source = graph.source_of(parameter)
+            for key, shape in zip(source.keys, source.shapes, strict=True):
+                used.add(key)
+                found = blueprint.tensors.get(key)
+                if key not in told and found is None:
+                    yield f"missing: {key} {list(shape)} (graph {graph.name})"
+                elif key not in told and found is not None and found.shape != shape:
+                    yield f"misshapen: {key} is {list(found.shape)}, config.json makes it {list(shape)}"
+                told.add(key)
+    for key in blueprint.tensors:
+        if key not in used and not any(fnmatch.fnmatchcase(key, pattern) for pattern in blueprint.unused):
+            yield f"left over: {key} {list(blueprint.tensors[key].shape)} belongs to no graph"
+
+
+def _stored(graph: Subgraph) -> Iterator[tuple[str, int]]:
+    """What each initializer is stored under, and its bytes in the bundle."""
+    for value in graph.model.graph.initializers.values():
+        source = graph.source_of(value)
+        assert value.dtype is not None
+        nbytes = math.prod(static_shape(value)) * value.dtype.bitwidth // 8
+        yield (str(value.name) if source.make else source.keys[0]), nbytes
+
+
+def _planned(graph: Subgraph, blueprint: Blueprint) -> Planned:
+    keys = {key for value in graph.parameters() for key in graph.source_of(value).keys}
+    parameters = sum(math.prod(static_shape(value)) for value in graph.parameters())
+    bytes_now = sum(blueprint.tensors[key].nbytes for key in keys)
+    return Planned(graph.name, len(keys), parameters, bytes_now, sum(dict(_stored(graph)).values()))
+
+
+def export(
+    path: Path,
+    out: Path,
+    profile: Profile = "cpu",
+    standalone: bool = False,
+    force: bool = False,
+    random: bool = False,
+    progress: Progress = lambda name, nbytes: None,
+) -> Manifest:
+    """Export the checkpoint at `path` into the bundle `out`; whole or not at all.
+
+    Without `standalone`, tensors that need no change stay in the checkpoint's own files, hard-linked into the bundle.
+    `force` replaces a bundle that is already there; any other folder is never replaced. `random` marks weights that
+    were never trained. EdgeOmniError if the target exists, the disk is too small or the checkpoint cannot be exported.
+    """
+    refuse_target(out, force)
+    planned = plan(path, profile)
+    with writing(out) as folder:
+        require_space(folder, planned.bytes_after)
+        return _write(planned, folder, standalone, random, progress)
+
+
+def _write(planned: Plan, folder: Path, standalone: bool, random: bool, progress: Progress) -> Manifest:
+    blueprint, graphs = planned.blueprint, {}
+    linked = frozenset() if standalone else worth_linking(blueprint.subgraphs, blueprint.tensors)
+    store = WeightStore(folder, blueprint.tensors, linked)
+    for subgraph, row in zip(blueprint.subgraphs, planned.graphs, strict=True):
+        graphs[subgraph.name] = Graph(
+            file=f"{subgraph.name}.onnx",
+            weights=store.write(subgraph),
+            inputs=subgraph.inputs,
+            outputs=subgraph.outputs,
+            precision="fp16" if planned.profile == "cuda" else "fp32",
+            parameters=row.parameters,
+            weight_bytes=row.bytes_after,
+        )
+        progress(subgraph.name, row.bytes_after)
+    (folder / "tokenizer.json").write_text(blueprint.tokenizer_json, encoding="utf-8")
+    manifest = Manifest(
+        schema_version=1,
+        family=blueprint.family,
+        profile=planned.profile,
+        source=_source(planned.checkpoint, random),
+        vocab_size=blueprint.vocab_size,
+        known_tokens=min(known_tokens(blueprint.tokenizer_json), blueprint.vocab_size),
+        hidden_size=blueprint.hidden_size,
+        tokenizer="tokenizer.json",
+        files=tuple(describe_file(folder, name) for name in sorted(p.name for p in folder.iterdir())),
+        graphs=graphs,
+        cache=blueprint.cache,
+        tokens=blueprint.tokens,
+        template=blueprint.template,
+        generation=blueprint.generation,
+        audio=blueprint.audio,
+        image=blueprint.image,
+        video_frames=blueprint.video_frames,
+        video=blueprint.video,
+        speech=blueprint.speech,
+        notes=blueprint.notes,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _source(checkpoint: Checkpoint, random: bool) -> Source:
+    described = checkpoint.config or {k: v for k, v in checkpoint.metadata.items() if isinstance(v, str | int | float)}
+    text = json.dumps(described, sort_keys=True, ensure_ascii=False)
+    return Source(
+        name=str(checkpoint.metadata.get("general.name") or checkpoint.folder.resolve().name),
+        config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        stored_dtypes=tuple(sorted({tensor.dtype for tensor in checkpoint.values()})),
+        licence=str(checkpoint.metadata.get("general.license") or "not stated by the checkpoint"),
+        random=random,
+    )
+
+
+def refuse_target(out: Path, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST).is_file():
+        raise EdgeOmniError(f"{out} exists and is not a bundle; name a folder that does not exist")
+    if not force:
+        raise EdgeOmniError(f"{out} is a bundle already; --force replaces it")
+
+
+def require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise EdgeOmniError(f"{folder.parent} has {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB")
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the body succeeds, and is removed when it fails.
+
+    What a killed export left behind is removed by the next one; two at once are refused by a lock.
+    """
+    scratch = out.parent / f".{out.name}.partial"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (out.parent / f".{out.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EdgeOmniError(f"another export is writing {out}; wait for it or stop it") from None
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+            _take_place(scratch, out)
+        except OSError as error:
+            raise EdgeOmniError(
+                f"{out} could not be written: {error.strerror or error}; nothing was changed"
+            ) from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+            Path(lock.name).unlink(missing_ok=True)
+
+
+def _take_place(scratch: Path, out: Path) -> None:
+    old = out.parent / f".{out.name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    scratch.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
