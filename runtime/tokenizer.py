@@ -37,11 +37,15 @@ class Tokenizer:
         first. Without (whatever a user, a file or the model itself wrote), their characters are text like any
         other. PromptError where the text holds half of a surrogate pair.
         """
-        parts = self._split.split(text) if special else [text]
         ids: list[int] = []
-        for odd, part in enumerate(parts):
-            ids += [self._ids[part]] if odd % 2 else self._encode_text(part)
+        for part in self.parse(text) if special else [text]:
+            ids += self._encode_text(part) if isinstance(part, str) else [part]
         return np.array(ids, np.int64)
+
+    def parse(self, template: str) -> list[str | int]:
+        """A template string as the texts and the ids of the added tokens that it spells out, in order."""
+        parts = self._split.split(template)
+        return [self._ids[part] if odd % 2 else part for odd, part in enumerate(parts) if part]
 
     def _encode_text(self, text: str) -> list[int]:
         try:

@@ -1,0 +1,288 @@
+"""A conversation's turns as what the model reads: token ids, codes of what it heard and rows of what it saw.
+
+A prompt is built in pieces, so that a key/value cache which holds the earlier ones needs only the next.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.bundle import Manifest, PromptTemplate, SpecialTokens
+from runtime.errors import PromptError
+from runtime.tokenizer import Tokenizer
+
+Codes = NDArray[np.int64]  # [L, n_q]: one row every position, one column every codebook
+Rows = NDArray[np.float32]  # [n, hidden]: projector output, one row every position
+
+MARKS = ":,;!?、，。；：！？"  # a text to read aloud may be cut behind any of these
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Audio:
+    """What was heard, already encoded."""
+
+    codes: Codes
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    rows: Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Each frame stands in the prompt as an image of its own."""
+
+    frames: tuple[Rows, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A piece of an answer: its text, then the codes of the same words aloud."""
+
+    text: str
+    codes: Codes
+
+
+Part = Text | Audio | Image | Video
+Answer = Text | Spoken
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Ids, and what goes where they are placeholders.
+
+    `codes` belong, in order, to the positions whose id is audio_pad, generated audio included; `rows`, in order, to
+    those whose id is img_pad or video_place.
+    """
+
+    ids: NDArray[np.int64]  # [L]
+    codes: Codes
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def concat(pieces: Sequence[Prompt]) -> Prompt:
+    """Pieces one after the other as one prompt; at least one."""
+    return Prompt(
+        np.concatenate([piece.ids for piece in pieces]),
+        np.concatenate([piece.codes for piece in pieces]),
+        np.concatenate([piece.rows for piece in pieces]),
+    )
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How one bundle spells a conversation. Template strings name special tokens; the texts in between never do."""
+
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    tokens: SpecialTokens
+    codebook_sizes: tuple[int, ...]
+    hidden_size: int
+
+    def open_conversation(self, system: str | None = None) -> Prompt:
+        """The first piece. `system` None: the bundle's default, if it has one; "": no system prompt."""
+        draft = _Draft(self)
+        draft.template(self.template.begin)
+        text = self.template.default_system if system is None else system
+        if text:
+            before, after = self.template.system
+            draft.template(before)
+            draft.text(text)
+            draft.template(after)
+        return draft.prompt()
+
+    def user_turn(self, parts: Sequence[Part], spoken: bool) -> Prompt:
+        """What the user said and showed, up to where the answer begins; `spoken`: the answer shall be heard.
+
+        Raises PromptError for a turn without text and media, for media that the bundle does not take or whose arrays
+        have another shape than it expects, and where it cannot speak.
+        """
+        if not any(part.text.strip() if isinstance(part, Text) else True for part in parts):
+            raise PromptError("the turn is empty: give it a text, an audio, an image or a video")
+        draft = _Draft(self)
+        before, after = self.template.user
+        draft.template(before)
+        for part in parts:
+            draft.part(part)
+        draft.template(after)
+        draft.template(self._assistant(spoken)[0])
+        return draft.prompt()
+
+    def close_assistant(self, answer: Sequence[Answer] = (), *, spoken: bool, within_audio: bool = False) -> Prompt:
+        """What ends an answer, so that the next user turn may follow.
+
+        `answer` is what of it the cache does not hold: all of an answer from a history, nothing after generation.
+        `within_audio`: the cache stops inside an audio segment, which is ended first.
+        """
+        draft = _Draft(self)
+        if within_audio:
+            draft.place("audiogen_end")
+        for part in answer:
+            draft.answer(part)
+        draft.template(self._assistant(spoken)[1])
+        return draft.prompt()
+
+    def transcribe(self, audio: Audio) -> Prompt:
+        """The whole prompt that asks for the words of an audio. PromptError where the bundle has no such prompt."""
+        if self.template.transcribe is None:
+            raise PromptError("this bundle has no prompt for transcription; use one whose model was trained for it")
+        draft = _Draft(self)
+        before, _, after = self.template.transcribe.partition("{audio}")
+        draft.template(self.template.begin + before)
+        draft.part(audio)
+        draft.template(after)
+        return draft.prompt()
+
+    def speak(self, text: str, *, within_audio: bool = False) -> Prompt:
+        """The whole prompt that asks for a text aloud, or its continuation by a further piece of the text.
+
+        `within_audio`: the cache holds the pieces before this one and stops inside the audio of the last.
+        PromptError for a blank text, and where the bundle has no such prompt.
+        """
+        if self.template.speak is None:
+            raise PromptError("this bundle has no prompt for reading a text aloud; use one whose model can speak")
+        if not text.strip():
+            raise PromptError("there is no text to read aloud")
+        draft = _Draft(self)
+        before, _, after = self.template.speak.partition("{text}")
+        if within_audio:
+            draft.place("audiogen_end")
+        else:
+            draft.template(self.template.begin)
+        draft.template(before)
+        draft.text(text)
+        draft.template(after)
+        return draft.prompt()
+
+    def _assistant(self, spoken: bool) -> tuple[str, str]:
+        around = self.template.spoken_assistant if spoken else self.template.assistant
+        if around is None:
+            raise PromptError("this bundle answers in text only; ask for a text answer, or use one that can speak")
+        return around
+
+
+def prompt_format(manifest: Manifest, tokenizer: Tokenizer) -> PromptFormat:
+    layout = manifest.audio or manifest.speech
+    sizes = layout.codebook_sizes if layout else ()
+    return PromptFormat(tokenizer, manifest.template, manifest.tokens, sizes, manifest.hidden_size)
+
+
+@dataclass
+class _Draft:
+    """A prompt being written. Plain text is encoded in runs as long as they get, as if it had been one string."""
+
+    format: PromptFormat
+    run: str = ""
+    ids: list[int] = field(default_factory=list)
+    codes: list[Codes] = field(default_factory=list)
+    rows: list[Rows] = field(default_factory=list)
+
+    def text(self, text: str) -> None:
+        self.run += text
+
+    def template(self, string: str) -> None:
+        for part in self.format.tokenizer.parse(string):
+            if isinstance(part, str):
+                self.text(part)
+            else:
+                self._append([part])
+
+    def part(self, part: Part) -> None:
+        match part:
+            case Text(text):
+                self.text(text)
+            case Audio(codes):
+                if not len(codes):
+                    raise PromptError("an audio is too short for a single code; give a longer one")
+                self._audio("audio_start", codes, "audio_end")
+            case Image(rows):
+                self._image(rows, "img_pad")
+            case Video(frames):
+                if not frames:
+                    raise PromptError("a video without frames was given; give at least one")
+                for rows in frames:
+                    self._image(rows, "video_place")
+
+    def answer(self, part: Answer) -> None:
+        self.text(part.text)
+        if isinstance(part, Spoken):
+            self._audio("audiogen_start", part.codes, "audiogen_end")
+
+    def place(self, name: str, times: int = 1) -> None:
+        """A special token by its name in SpecialTokens, so many times."""
+        token = getattr(self.format.tokens, name)
+        if token is None:
+            raise PromptError(f"this bundle has no {name} token, so its model takes no such input; leave it out")
+        self._append([token] * times)
+
+    def prompt(self) -> Prompt:
+        self._append([])
+        no_codes = np.empty((0, len(self.format.codebook_sizes)), np.int64)
+        no_rows = np.empty((0, self.format.hidden_size), np.float32)
+        return Prompt(
+            np.array(self.ids, np.int64),
+            np.concatenate([no_codes, *self.codes], dtype=np.int64),
+            np.concatenate([no_rows, *self.rows], dtype=np.float32),
+        )
+
+    def _append(self, ids: list[int]) -> None:
+        self.ids += [*self.format.tokenizer.encode(self.run, special=False).tolist(), *ids]
+        self.run = ""
+
+    def _audio(self, start: str, codes: Codes, end: str) -> None:
+        self.place(start)
+        self.place("audio_pad", len(codes))
+        self.place(end)
+        self.codes.append(_checked_codes(codes, self.format.codebook_sizes))
+
+    def _image(self, rows: Rows, placeholder: str) -> None:
+        self.place("img_start")
+        self.place(placeholder, len(rows))
+        self.place("img_end")
+        self.rows.append(_checked_rows(rows, self.format.hidden_size))
+
+
+def _checked_codes(codes: Codes, sizes: tuple[int, ...]) -> Codes:
+    if codes.ndim != 2 or codes.shape[1] != len(sizes) or not np.issubdtype(codes.dtype, np.integer):
+        found = f"{codes.dtype} {list(codes.shape)}"
+        raise PromptError(f"the codes of an audio are {found}, expected int64 [positions, {len(sizes)}]")
+    if (codes < 0).any() or (codes >= sizes).any():
+        raise PromptError(f"the codes of an audio lie outside their codebooks, whose sizes are {list(sizes)}")
+    return codes
+
+
+def _checked_rows(rows: Rows, hidden_size: int) -> Rows:
+    if rows.ndim != 2 or rows.shape[1] != hidden_size or not len(rows):
+        raise PromptError(f"the rows of an image are {list(rows.shape)}, expected [one or more, {hidden_size}]")
+    return rows
+
+
+def split_at_punctuation(text: str) -> list[str]:
+    """Parts of a text that each end behind a mark, the last one perhaps without; joined they are the text."""
+    return re.findall(f"[^{MARKS}]*[{MARKS}]|[^{MARKS}]+", text)
+
+
+def split_for_speech(text: str) -> list[str]:
+    """Pieces of a long text to read aloud one by one: parts, joined until a piece has more than 10 characters.
+
+    The last piece may be shorter. Joined they are the text (web_demo/base_tts_demo.py of the official code).
+    """
+    pieces: list[str] = []
+    for part in split_at_punctuation(text):
+        if pieces and len(pieces[-1]) <= 10:
+            pieces[-1] += part
+        else:
+            pieces.append(part)
+    return pieces
