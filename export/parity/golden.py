@@ -1,6 +1,8 @@
 """A golden set: inputs and outputs of every stage, recorded from the official code; and what a replay says of one."""
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +54,15 @@ class Golden:
         """The recorded arrays of one group; empty if the set has no such group."""
         path = self.folder / f"{group}.safetensors"
         return {key: tensor.read() for key, tensor in read_safetensors(path).items()} if path.is_file() else {}
+
+    def mentioned(self, name: str, known: Iterable[str]) -> list[str]:
+        """Those of `known` that the manifest's description of array "group/array" speaks of, in its order.
+
+        Where one array holds several clips or pictures, nothing else says which.
+        """
+        meaning = next((row["meaning"] for row, array in zip(self.rows, self.names, strict=True) if array == name), "")
+        wanted = set(known)
+        return [word for word in re.findall(r"\w+", meaning) if word in wanted]
 
     def input(self, path: str) -> Path:
         """An input file, named as tables.json names it."""
