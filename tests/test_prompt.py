@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from runtime.bundle import PromptTemplate, SpecialTokens
+from runtime.bundle import (
+    AudioFrontEnd,
+    CacheLayout,
+    GenerationDefaults,
+    Manifest,
+    PromptTemplate,
+    Sampling,
+    Source,
+    SpecialTokens,
+    Step,
+)
 from runtime.errors import PromptError
 from runtime.prompt import (
     Audio,
@@ -19,6 +29,7 @@ from runtime.prompt import (
     Text,
     Video,
     concat,
+    prompt_format,
     split_at_punctuation,
     split_for_speech,
 )
@@ -269,6 +280,31 @@ def test_what_a_bundle_cannot_do_is_said():
         CHAT.speak("hello")
     with pytest.raises(PromptError, match="no text to read"):
         OMNI.speak(" \n")
+
+
+@pytest.mark.parametrize("sizes", [SIZES, None])
+def test_a_manifest_says_how_prompts_are_spelled(sizes):
+    audio = AudioFrontEnd(16000, 400, 160, 128, 30, 0.0, 4, 2, sizes) if sizes else None
+    manifest = Manifest(
+        schema_version=1,
+        family="any",
+        profile="cpu",
+        source=Source(name="any", config_sha256="", stored_dtypes=(), licence="any"),
+        vocab_size=384,
+        known_tokens=379,
+        hidden_size=HIDDEN,
+        tokenizer="tokenizer.json",
+        files=(),
+        graphs={},
+        cache=CacheLayout(1, 1, 1, "float32", 1),
+        tokens=TOKENS,
+        template=BAICHUAN,
+        generation=GenerationDefaults(text=Step(Sampling(), 1)),
+        audio=audio,
+    )
+    spelled = prompt_format(manifest, TOKENIZER)
+    assert spelled == PromptFormat(TOKENIZER, BAICHUAN, TOKENS, sizes or (), HIDDEN)
+    assert spelled.user_turn([Text("hello")], spoken=False).codes.shape == (0, len(sizes or ()))
 
 
 @pytest.mark.parametrize("row", TABLES["tts_split"], ids=lambda row: row["text"])
