@@ -9,7 +9,7 @@ from onnxscript import nn
 from export.config import DecoderConfig
 from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, port_dtype
 from export.layers import Embedding, Linear, RMSNorm, silu
-from runtime.bundle import Port, Profile
+from runtime.bundle import CacheLayout, Port, Profile
 
 
 class Attention(nn.Module):
@@ -138,6 +138,16 @@ def decoder(config: DecoderConfig, profile: Profile) -> Subgraph:
         *(Port(f"present.{name}", kind, cache) for name in names),
     ]
     return author("decoder", Model(config, dtype), inputs, outputs, prefix="model")
+
+
+def cache_layout(config: DecoderConfig, profile: Profile) -> CacheLayout:
+    return CacheLayout(
+        layers=config.num_hidden_layers,
+        kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        dtype=port_dtype(compute_dtype(profile)),
+        max_positions=config.max_position_embeddings,
+    )
 
 
 def embed_tokens(config: DecoderConfig, profile: Profile) -> Subgraph:

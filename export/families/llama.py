@@ -7,14 +7,14 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.config import DecoderConfig, parse
-from export.decoder import decoder, embed_tokens, lm_head
+from export.decoder import cache_layout, decoder, embed_tokens, lm_head
 from export.families.chat_template import template_strings
 from export.families.family import Blueprint, Family
 from export.files import read_json, read_json_object
 from export.graph import Derived
 from export.lazy_tensor import LazyTensor
 from export.tokenizer_files import tokenizer_json, tokenizer_json_from_gguf
-from runtime.bundle import CacheLayout, GenerationDefaults, Profile, PromptTemplate, Sampling, SpecialTokens, Step
+from runtime.bundle import GenerationDefaults, Profile, PromptTemplate, Sampling, SpecialTokens, Step
 from runtime.errors import CheckpointError
 
 ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM"}
@@ -64,16 +64,6 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         tokens=SpecialTokens(eos=ends),
         template=template,
         generation=GenerationDefaults(text=Step(read_sampling(checkpoint), max_new=1024)),
-    )
-
-
-def cache_layout(config: DecoderConfig, profile: Profile) -> CacheLayout:
-    return CacheLayout(
-        layers=config.num_hidden_layers,
-        kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        dtype="float16" if profile == "cuda" else "float32",
-        max_positions=config.max_position_embeddings,
     )
 
 
