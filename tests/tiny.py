@@ -3,6 +3,9 @@
 import tempfile
 from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+
 from export.checkpoint import open_checkpoint
 from export.config import OmniConfig
 from export.families import baichuan_omni_1_5
@@ -25,6 +28,24 @@ def golden_graphs(*subgraphs: Subgraph) -> Graphs:
     folder = Path(tempfile.mkdtemp(prefix="edgeomni-test-"))
     store = WeightStore(folder, baichuan_omni_1_5.tensors(open_checkpoint(CHECKPOINT)))
     return Graphs(folder, {subgraph.name: describe(subgraph, store.write(subgraph)) for subgraph in subgraphs})
+
+
+def random_graphs(*subgraphs: Subgraph, seed: int = 0) -> tuple[Graphs, dict[str, np.ndarray]]:
+    """Fill authored graphs of any size with random checkpoint tensors; returns them and the tensors by their keys."""
+    folder, rng = Path(tempfile.mkdtemp(prefix="edgeomni-test-")), np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray] = {}
+    for subgraph in subgraphs:
+        for value in subgraph.parameters():
+            source = subgraph.source_of(value)
+            for key, shape in zip(source.keys, source.shapes, strict=True):
+                fan_in = np.prod(shape[1:]) if len(shape) > 1 else 4
+                tensors.setdefault(key, (rng.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32))
+            stored = [tensors[key] for key in source.keys]
+            array = source.make(*stored) if source.make else stored[0]
+            assert value.dtype is not None
+            value.const_value = ir.tensor(array.astype(value.dtype.numpy()), name=value.name)
+        ir.save(subgraph.model, folder / f"{subgraph.name}.onnx")
+    return Graphs(folder, {subgraph.name: describe(subgraph, ()) for subgraph in subgraphs}), tensors
 
 
 def describe(subgraph: Subgraph, weights: tuple[str, ...]) -> Graph:
