@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
 
 class SkipNorm(RMSNorm):
-    """RMSNorm of x + skip, and that sum, fp32 in fp16 graphs too: residuals of Qwen2.5 have outliers in the thousands."""
+    """RMSNorm of x + skip, and that sum, fp32 in fp16 graphs too: Qwen2.5 has residuals in the thousands."""
 
     def forward(self, op: Any, x: ir.Value, skip: ir.Value | None = None) -> Any:
         if self.dtype != FLOAT:
