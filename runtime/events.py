@@ -1,12 +1,12 @@
 """What a reply yields: a closed union of small frozen types, matched with `match`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Finish = Literal["end", "length", "context"]  # the model ended it; its limit of tokens; the context is full
+Finish = Literal["end", "length", "context"]  # the model ended it; its limit was reached; the context is full
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,29 @@ class AudioChunk:
     sampling_rate: int
 
 
+@dataclass(frozen=True, eq=False)
+class StepDone:
+    """One text step or one segment of audio frames is complete.
+
+    `inputs` is the whole sequence of ids before the step, `ids` after it; `codes` [frames, codebooks] are the frames
+    of an audio step, the frame with the end code included.
+    """
+
+    kind: Literal["text", "audio"]
+    inputs: tuple[int, ...]
+    ids: tuple[int, ...]
+    codes: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Timings:
-    """Seconds on the wall clock from the moment at which the reply was asked for, and what was made in them."""
+    """Seconds on the wall clock since the reply was asked for, and what was made in them."""
 
-    prompt_positions: int
-    prefill: float
+    prompt_positions: int = 0
+    prefill: float = 0.0
     first_token: float | None = None
     first_audio: float | None = None
-    text_seconds: float = 0.0  # spent in text steps, and in audio steps, speech decoding left out
-    audio_seconds: float = 0.0
+    text_seconds: float = 0.0  # spent in text steps
     total: float = 0.0
     text_tokens: int = 0
     audio_frames: int = 0
@@ -47,18 +60,17 @@ class Timings:
 
     @property
     def real_time_factor(self) -> float | None:
-        """Seconds spent on the reply after the prefill for each second of speech that came out."""
+        """Seconds spent after the prefill for each second of speech; below 1 is faster than it is heard."""
         return (self.total - self.prefill) * self.sampling_rate / self.samples if self.samples else None
 
 
 @dataclass(frozen=True)
 class ReplyDone:
-    """The last event of a reply. `text` is all of it; `ids` are the positions that it added to the context."""
+    """The last event of a reply."""
 
     text: str
     finish: Finish
     timings: Timings
-    ids: tuple[int, ...] = field(default=(), repr=False)
 
 
-Event = TextDelta | AudioChunk | ReplyDone
+Event = TextDelta | AudioChunk | StepDone | ReplyDone

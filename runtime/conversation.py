@@ -1,0 +1,189 @@
+"""Turns with one memory: what was read stays in the cache, generated codes included; nothing is computed twice."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from runtime.bundle import Step
+from runtime.engine import Engine
+from runtime.errors import EdgeOmniError
+from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
+from runtime.prompt import Audio, Part, Prompt, split_for_speech
+from runtime.reply import Item, Steps, audio_step, spoken_reply, text_reply
+from runtime.speech import Mode, SpeechDecoder
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How one reply is made. `zero_noise` silences every random draw of the speech decoder, for comparisons."""
+
+    spoken: bool = False
+    greedy: bool = False
+    mode: Mode = "exact"
+    zero_noise: bool = False
+    max_new: int | None = None  # tokens of a text answer; None: the bundle's default
+
+
+PLAIN = Choices()
+
+
+class Conversation:
+    """One conversation with an open bundle. Not to be used from two threads at once; two conversations may be."""
+
+    def __init__(self, engine: Engine, opening: Prompt, seed: int | None):
+        self.engine, self.rng = engine, np.random.default_rng(seed)
+        self.context = engine.context()
+        self._pending = [opening]  # pieces of prompt that stand before the next answer
+
+    @classmethod
+    def open(cls, engine: Engine, system: str | None = None, seed: int | None = None) -> "Conversation":
+        """A new conversation. `system` None: the bundle's default prompt; "": none."""
+        return cls(engine, engine.format.open_conversation(system), seed)
+
+    def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Iterator[Event]:
+        """Answer a turn. Close the iterator to interrupt it: what was generated until then stays in the context.
+
+        PromptError for an empty turn or one that the context cannot hold; after any error the conversation stands as
+        before the turn.
+        """
+        before = self._pending
+        self._pending = [*before, self.engine.format.user_turn(parts, choices.spoken)]
+        generation = self.engine.manifest.generation
+        text = generation.text if choices.max_new is None else replace(generation.text, max_new=choices.max_new)
+        try:
+            yield from self.run(self.spoken(choices) if choices.spoken else self.written(text, choices), choices)
+        except EdgeOmniError:
+            self._pending = before
+            raise
+
+    def run(self, steps: Steps, choices: Choices) -> Iterator[Event]:
+        """Read what is pending, then pass on the events of `steps`, each segment's codes turned into audio."""
+        mark, watch = len(self.context.ids), Stopwatch()
+        try:
+            self._read_pending(watch)
+            yield from self._relay(steps, choices, watch)
+        except EdgeOmniError:
+            self.context.truncate(mark)
+            raise
+        finally:
+            steps.close()
+            if len(self.context.ids) > mark:
+                self._pending = [self._closing(choices.spoken)]
+
+    def written(self, step: Step, choices: Choices) -> Steps:
+        """The steps of an answer in text."""
+        return text_reply(self.context, self.engine.writer(self.rng, choices.greedy), step)
+
+    def spoken(self, choices: Choices) -> Steps:
+        """The steps of a spoken answer."""
+        writer, voice = self.engine.writer(self.rng, choices.greedy), self.engine.voice(choices.greedy)
+        return spoken_reply(self.context, writer, voice, self.engine.compat)
+
+    def read_aloud(self, others: Sequence[str], choices: Choices) -> Steps:
+        """The steps of reading a text whose first piece is pending and whose other pieces follow it."""
+        voice, limit = self.engine.voice(choices.greedy), self.engine.manifest.generation.audio
+        assert limit is not None
+        for piece in [None, *others]:
+            if piece is not None:
+                self.context.drop_last()  # the frame with the end code; the next piece begins with audiogen_end
+                self.context.append(self.engine.format.speak(piece, within_audio=True))
+            yield from audio_step(self.context, voice, self.rng, limit.max_new)
+            yield None
+        return "end"
+
+    def _read_pending(self, watch: "Stopwatch") -> None:
+        """Read all but the last pending position, whose hidden state the first step asks for."""
+        for piece in self._pending:
+            self.context.append(piece)
+        self._pending = []
+        positions = len(self.context.tail)
+        for _ in self.context.read(keep=1):
+            pass
+        watch.prefilled(positions)
+
+    def _relay(self, steps: Steps, choices: Choices, watch: "Stopwatch") -> Iterator[Event]:
+        speech = self.engine.speech(self.rng, choices.mode, choices.zero_noise) if choices.spoken else None
+        text: list[str] = []
+        finish: Finish
+        while True:
+            try:
+                item = next(steps)
+            except StopIteration as stop:
+                finish = stop.value
+                break
+            for event in heard(item, speech):
+                watch.pass_on(event)
+                if isinstance(event, TextDelta):
+                    text.append(event.text)
+                yield event
+        yield ReplyDone("".join(text), finish, watch.stop())
+
+    def _closing(self, spoken: bool) -> Prompt:
+        """What ends the answer, complete or interrupted, before the next turn."""
+        tokens = self.engine.manifest.tokens
+        within = self.context.ids[-1] in (tokens.audio_pad, tokens.audiogen_start)
+        return self.engine.format.close_assistant(spoken=spoken, within_audio=within)
+
+
+class Stopwatch:
+    """Collects the timings of one reply as its events pass."""
+
+    def __init__(self) -> None:
+        self.start = self.step_start = time.perf_counter()
+        self.timings = Timings()
+
+    def now(self) -> float:
+        return time.perf_counter() - self.start
+
+    def prefilled(self, positions: int) -> None:
+        self.timings = replace(self.timings, prompt_positions=positions, prefill=self.now())
+        self.step_start = time.perf_counter()
+
+    def pass_on(self, event: Event) -> None:
+        """Count one event."""
+        had = self.timings
+        match event:
+            case TextDelta() if had.first_token is None:
+                self.timings = replace(had, first_token=self.now())
+            case AudioChunk(samples, rate):
+                first = self.now() if had.first_audio is None else had.first_audio
+                self.timings = replace(had, first_audio=first, samples=had.samples + len(samples), sampling_rate=rate)
+            case StepDone("text", inputs, ids):
+                seconds = had.text_seconds + time.perf_counter() - self.step_start
+                self.timings = replace(had, text_seconds=seconds, text_tokens=had.text_tokens + len(ids) - len(inputs))
+            case StepDone("audio", codes=codes):
+                self.timings = replace(had, audio_frames=had.audio_frames + len(codes))
+        if isinstance(event, StepDone):
+            self.step_start = time.perf_counter()
+
+    def stop(self) -> Timings:
+        return replace(self.timings, total=self.now())
+
+
+def transcribe(engine: Engine, audio: Audio) -> Iterator[Event]:
+    """The words of an audio as text (checkpoints with a transcription prompt, that is -Base)."""
+    conversation, greedy = Conversation(engine, engine.format.transcribe(audio), seed=None), Choices(greedy=True)
+    step = engine.manifest.generation.transcribe or engine.manifest.generation.text
+    yield from conversation.run(conversation.written(step, greedy), greedy)
+
+
+def read_aloud(engine: Engine, text: str, choices: Choices, seed: int | None = None) -> Iterator[Event]:
+    """A text as speech, piece by piece (checkpoints with a reading prompt, that is -Base)."""
+    first, *others = split_for_speech(text) or [""]
+    conversation = Conversation(engine, engine.format.speak(first), seed)
+    yield from conversation.run(conversation.read_aloud(others, choices), replace(choices, spoken=True))
+
+
+def heard(item: Item, speech: SpeechDecoder | None) -> Iterator[Event]:
+    """The events that one item of a reply makes: itself, or the audio that its codes complete."""
+    match item:
+        case np.ndarray():
+            assert speech is not None
+            yield from speech.push(item[None])
+        case None:
+            assert speech is not None
+            yield from speech.end_segment()
+        case _:
+            yield item
