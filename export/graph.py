@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -116,6 +116,14 @@ def _give_output(builder: GraphBuilder, value: ir.Value, port: Port) -> None:
     value.type = ir.TensorType(DTYPES[port.dtype])
     value.shape = ir.Shape(list(port.shape))
     builder.add_output(value, port.name)
+
+
+def carried(side: Literal["past", "present"], states: Sequence[Port]) -> list[Port]:
+    """Ports of state as they go in (past) or come out (present); a dimension called "past" is longer when it does."""
+    return [
+        Port(f"{side}.{port.name}", port.dtype, tuple(side if dim == "past" else dim for dim in port.shape))
+        for port in states
+    ]
 
 
 def tap(value: ir.Value, name: str) -> ir.Value:
