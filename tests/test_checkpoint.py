@@ -283,12 +283,22 @@ def test_a_shard_path_that_leaves_the_folder_is_refused(tmp_path: Path, name: st
     assert "inside the checkpoint's folder" in refusal(folder)
 
 
-@pytest.mark.parametrize("name", [".", "folder", "pipe", "a" * 300, "nul\0", "\ud800"])
-def test_a_shard_that_is_no_regular_file_is_refused(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (".", "expected a file inside"),
+        ("folder", "'folder' is not a regular file"),
+        ("pipe", "'pipe' is not a regular file"),
+        ("a" * 300, "cannot open 'aaa"),
+        ("nul\0", "cannot open 'nul"),
+        ("\ud800", "cannot open"),
+    ],
+)
+def test_a_shard_that_is_no_regular_file_is_refused(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     edit_index(two_shards(tmp_path), a=name)
-    assert refusal(tmp_path)
+    assert expected in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', "[" * 100_000, ""])

@@ -79,20 +79,34 @@ def test_views_with_offsets_and_strides_read_as_numpy_views(tmp_path: Path) -> N
             part=tensor((2, 6), (6, 1), 6),
             turned=tensor((6, 4), (1, 6)),
             column=tensor((4,), (6,), 2),
-            tower=tensor((1, 2, 3), (99, 12, 2), 1),
+            tower=tensor((1, 2, 3), (2**62, 12, 2), 1),  # torch leaves any stride where the size is 1
+            line=tensor((1, 24), (99, 1)),
             scalar=tensor((), (), 23),
             empty=tensor((0, 3), (3, 1), 24),
         ),
     )
     tensors, whole = read_torch(path), DATA.reshape(4, 6)
     tower = np.lib.stride_tricks.as_strided(DATA[1:], (1, 2, 3), (0, 48, 8))
-    expected = {"whole": whole, "part": whole[1:3], "turned": whole.T, "column": whole[:, 2], "tower": tower}
+    expected = {
+        "line": DATA.reshape(1, 24),
+        "whole": whole,
+        "part": whole[1:3],
+        "turned": whole.T,
+        "column": whole[:, 2],
+        "tower": tower,
+    }
     for key, values in (expected | {"scalar": DATA[23], "empty": DATA[:0].reshape(0, 3)}).items():
         np.testing.assert_array_equal(tensors[key].read(), values)
     for key, values in expected.items():
         for start in range(values.shape[0] + 1):
             np.testing.assert_array_equal(tensors[key].rows(start, values.shape[0]), values[start:])
-    assert [key for key, value in tensors.items() if value.strides is None] == ["whole", "part", "scalar", "empty"]
+    assert [key for key, value in tensors.items() if value.strides is None] == [
+        "whole",
+        "part",
+        "line",
+        "scalar",
+        "empty",
+    ]
 
 
 def test_a_contiguous_tensor_says_where_its_bytes_lie(tmp_path: Path) -> None:
