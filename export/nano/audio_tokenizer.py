@@ -140,7 +140,7 @@ class VectorQuantize(nn.Module):
 
 
 class AudioBridge(nn.Module):
-    """Pools avg_pooler frames into one, quantizes it in residual levels, and maps code vectors to the decoder's width."""
+    """Pools avg_pooler frames into one, quantizes it in residual levels, maps code vectors to the decoder's width."""
 
     def __init__(self, config: AudioConfig) -> None:
         super().__init__()

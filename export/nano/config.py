@@ -1,4 +1,4 @@
-"""The small checkpoint's sizes: config.json and hift_config.json read into the exporter's own dataclasses, and written."""
+"""The small checkpoint's sizes: config.json and hift_config.json read into the exporter's own dataclasses."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from export.files import read_json_object
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that the torch model's shapes need; the last four exist only in tensors that inference does not use."""
+    """Everything that the torch model's shapes need; the last four size tensors that inference does not use."""
 
     decoder: DecoderConfig
     audio: AudioConfig

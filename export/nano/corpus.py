@@ -54,7 +54,7 @@ class Recording:
 
 
 def write_shard(path: Path, clips: list[tuple[Clip, np.ndarray]]) -> None:
-    """Write clips (their offsets are set here) under `path`.pcm and .jsonl; the .jsonl appears last and marks it whole."""
+    """Write clips (offsets set here) to `path`.pcm and .jsonl; the .jsonl appears last and marks the shard whole."""
     offset = 0
     lines = []
     path.parent.mkdir(parents=True, exist_ok=True)

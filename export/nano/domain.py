@@ -1,4 +1,4 @@
-"""The closed world of the small checkpoint: every sentence it can be asked, with its answer, drawn from one random source."""
+"""The closed world of the small checkpoint: every sentence it can be asked, with its answer, drawn at random."""
 
 from __future__ import annotations
 
@@ -298,8 +298,6 @@ def spoken_words() -> list[str]:
     text = " ".join([*CHAT.values(), NO_PICTURE, NOTHING_BEFORE, *WEATHER.values(), *WEATHER, *CAPITALS, *OPPOSITES])
     text += " ".join(["", *DAYS, *WORDS, *SHAPES, *SIGNS, *ROOMS, *COLORS, *_UNITS, *_TENS])
     text += " plus minus times half of is timer set for alarm minutes seconds hours in the morning evening light on off"
-    text += (
-        " capital opposite comes after before cancelled there are shapes shape biggest smallest it says a left right"
-    )
-    text += " top bottom middle circles squares triangles stars crosses"
+    text += " capital opposite comes after before cancelled there are shapes shape biggest smallest it says a"
+    text += " left right top bottom middle circles squares triangles stars crosses"
     return sorted(set(text.split()))

@@ -1,8 +1,8 @@
 """Speech engines behind one call: text in, waveform and phone alignment out.
 
-espeak-ng (GPL-3, its C library), flite and festival (MIT-like), Kokoro-82M (Apache-2.0) and Piper's `joe` voice (CC0), the last
-two as ONNX files that come in Python packages. Both neural models predict the length of each input symbol; that tensor
-is declared an extra output of the graph, and so their alignments are exact as well.
+espeak-ng (GPL-3, its C library), flite and festival (MIT-like), Kokoro-82M (Apache-2.0) and Piper's `joe` voice (CC0),
+the last two as ONNX files that come in Python packages. Both neural models predict the length of each input symbol;
+that tensor is declared an extra output of the graph, and so their alignments are exact as well.
 """
 
 import ctypes
@@ -135,7 +135,7 @@ def espeak() -> Espeak:
 
 
 def _session(path: Path, seed: int, extra: str | None) -> ort.InferenceSession:
-    """A single-threaded session; `extra` is declared an output too. The seed fixes the random draws in its order of runs."""
+    """A single-threaded session; `extra` is declared an output too. The seed fixes the draws in the order of runs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -205,7 +205,8 @@ def _merge(names: list[str], lengths: np.ndarray) -> tuple[list[str], np.ndarray
 
 # espeak IPA (tied) to Kokoro's English symbols, longest first; the published mapping of its phonemizer.
 _TO_KOKORO = [
-    ("ʔˌn\u0329", "tn"), ("a^ɪ", "I"), ("a^ʊ", "W"), ("d^ʒ", "ʤ"), ("e^ɪ", "A"), ("t^ʃ", "ʧ"), ("ɔ^ɪ", "Y"), ("ə^l", "ᵊl"),
+    ("ʔˌn\u0329", "tn"),
+    ("a^ɪ", "I"), ("a^ʊ", "W"), ("d^ʒ", "ʤ"), ("e^ɪ", "A"), ("t^ʃ", "ʧ"), ("ɔ^ɪ", "Y"), ("ə^l", "ᵊl"),
     ("ʲo", "jo"), ("ʲə", "jə"), ("o^ʊ", "O"), ("ɜːɹ", "ɜɹ"), ("ɜː", "ɜɹ"), ("ɪə", "iə"), ("ː", ""), ("e", "A"),
     ("r", "ɹ"), ("x", "k"), ("ɐ", "ə"), ("ɚ", "əɹ"), ("ɬ", "l"), ("ʔ", "t"), ("^", ""),
 ]  # fmt: skip

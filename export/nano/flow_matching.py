@@ -1,7 +1,7 @@
 """Hidden states to mel: the prenet and the conditional flow-matching U-Net, with its Euler sampler.
 
-Conditional flow matching after Lipman et al. 2022 (arXiv:2210.02747), the network of Matcha-TTS / CosyVoice2 in the causal
-one-level form of Baichuan-Omni-1.5; attribute names are the keys of the official state dict.
+Conditional flow matching after Lipman et al. 2022 (arXiv:2210.02747), the network of Matcha-TTS / CosyVoice2 in the
+causal one-level form of Baichuan-Omni-1.5; attribute names are the keys of the official state dict.
 """
 
 import math

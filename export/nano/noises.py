@@ -23,7 +23,7 @@ def _white(rng: Random, n: int, speech: Speech) -> np.ndarray:
 
 
 def _coloured(rng: Random, n: int, speech: Speech) -> np.ndarray:
-    return lfilter([1], [1, -rng.uniform(0.5, 0.99)], _draws(rng).standard_normal(n))
+    return np.asarray(lfilter([1], [1, -rng.uniform(0.5, 0.99)], _draws(rng).standard_normal(n)))
 
 
 def _hum(rng: Random, n: int, speech: Speech) -> np.ndarray:

@@ -18,7 +18,7 @@ _ARPABET = {
 
 
 def from_ipa(symbols: str) -> str:
-    """Reduce IPA (or Kokoro's capitals) to our classes, one character a phone; stress, length and unknown marks vanish."""
+    """Reduce IPA (or Kokoro's capitals) to our classes, one a phone; stress, length and unknown marks vanish."""
     joined = "".join(_SAME.get(c, c) for c in symbols)
     return "".join(c for c in joined if c in INDEX)
 

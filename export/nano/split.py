@@ -1,4 +1,4 @@
-"""What is held out of training: voices, engines, noise kinds and sentences, fixed in heldout.json before any synthesis."""
+"""What is held out of training: voices, engines, noise kinds and sentences, fixed in heldout.json beforehand."""
 
 import hashlib
 import json

@@ -82,7 +82,7 @@ def _style(rng: Random, plan: Plan, target: bool) -> Style:
 
 
 def _tidy(speech: Utterance, rate: int) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Resample to `rate`, cut the silence to 50 ms before and 75 ms after, scale the peak to 0.7; alignment in samples."""
+    """Resample to `rate`, cut to 50 ms of silence before and 75 ms after, peak 0.7; alignment in samples."""
     common = int(np.gcd(speech.rate, rate))
     wave = resample_poly(speech.wave, rate // common, speech.rate // common).astype(np.float32)
     loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())

@@ -1,6 +1,6 @@
 """Patches to token embeddings: the Qwen2-VL vision tower (no final norm) and the two-layer projector.
 
-Attribute names are the keys of the official state dict; patches come in merge-block order, [n, channels * time * y * x].
+Attribute names are the keys of the official state dict; patches come in merge-block order, [n, channel * time * y * x].
 """
 
 import torch

@@ -1,7 +1,7 @@
 """HiFT: mel at 50 Hz to a 24 kHz waveform, a harmonic source filtered by a convolutional network and an inverse STFT.
 
-After HiFTNet (Li et al. 2023, arXiv:2309.09493) in CosyVoice 2's sizes. Attribute names are the keys of hift.pt, where every
-convolution but the source's is weight-normalised in the two-tensor form (weight_g, weight_v).
+After HiFTNet (Li et al. 2023, arXiv:2309.09493) in CosyVoice 2's sizes. Attribute names are the keys of hift.pt, where
+every convolution but the source's is weight-normalised in the two-tensor form (weight_g, weight_v).
 """
 
 import math

@@ -1,0 +1,80 @@
+"""What every training stage shares: a learning-rate schedule, checkpoints to go on from, a log of JSON lines."""
+
+import json
+import math
+import random
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then half a cosine down to a thirtieth of the peak."""
+    rising = min(1.0, (step + 1) / warmup)
+    falling = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return peak * rising * (falling * 29 / 30 + 1 / 30)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write atomically: a run that is killed leaves the file before or the file after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    torch.save(state, partial)
+    partial.rename(path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """What `save_state` wrote, or None where there is nothing yet. Only tensors and plain values are read."""
+    return torch.load(path, weights_only=True) if path.exists() else None
+
+
+class Log:
+    """Means of named figures since the last line, written as one JSON line and shown."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._start = time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, **figures: float | Tensor) -> None:
+        """Take in the figures of one step."""
+        self._count += 1
+        for name, value in figures.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+
+    def write(self, step: int, **more: float) -> None:
+        """Write the means and `more`; start over."""
+        means = {name: total / max(self._count, 1) for name, total in self._sums.items()}
+        pace = (time.monotonic() - self._start) / max(self._count, 1)
+        line = {"step": step, "seconds_a_step": pace, **means, **more}
+        text = json.dumps({name: round(value, 4) for name, value in line.items()})
+        with self._path.open("a") as file:
+            file.write(text + "\n")
+        print(text, flush=True)
+        self._sums, self._count, self._start = {}, 0, time.monotonic()
+
+
+def seed_step(seed: int, step: int) -> random.Random:
+    """The random source of one step, so that a resumed run draws what an uninterrupted one would; seeds torch too."""
+    torch.manual_seed(seed * 1_000_003 + step)
+    return random.Random(f"{seed}/{step}")
+
+
+def clipped_step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Backward, clip the gradient's norm to 1, step."""
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(list(parameters), 1.0)
+    optimizer.step()
