@@ -75,11 +75,11 @@ def _sampled(path: str, max_frame_num: int, prepared: Callable[[Rgb], Rgb]) -> l
 
 
 def _header(path: str) -> Clip | None:
-    """What the file says of itself, or None where it says nothing that can be true (live recordings)."""
+    """What the file says of itself, or None where that cannot be true (live recordings of browsers)."""
     cv2 = opencv()
     capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG)
     clip = Clip(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), capture.get(cv2.CAP_PROP_FPS))
-    return clip if clip.frames > 0 and 0 < clip.fps <= MAX_FPS else None
+    return clip if 0 < clip.fps <= MAX_FPS else None
 
 
 def _decode(path: str, wanted: list[int], prepared: Callable[[Rgb], Rgb]) -> tuple[list[Rgb], Clip]:

@@ -221,6 +221,14 @@ def test_audio_without_a_code_is_refused_with_what_is_needed(n):
     assert len(list(segments(noise(960), REAL))) == 1
 
 
+def test_a_segment_shorter_than_one_window_gives_no_code_however_little_is_pooled():
+    front = replace(REAL, avg_pooler=1)
+    assert lengths(399, front).codes > 0
+    with pytest.raises(MediaError, match=r"24\.9 ms, at least 25\.0 ms"):
+        segments(noise(399), front)
+    assert len(list(segments(noise(400), front))) == 1
+
+
 def test_broken_samples_are_refused_before_they_reach_the_encoder():
     wave = noise(16000)
     wave[[5, 7]] = np.nan, np.inf

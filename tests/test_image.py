@@ -174,11 +174,12 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
         (png_header(10, 20000), "the input is 20000x10; one side may be 200 times the other at most"),
         (png_header(50000, 50000), "the input is too large"),
         (encoded(Image.fromarray(picture(64, 64)))[:3000], "the input cannot be decoded .*truncated"),
+        (png_header(10000, 10000), "the input cannot be decoded"),  # large enough for a warning of Pillow's
         (b"", "the input is no picture"),
         (b"text", "the input is no picture; expected one of PNG, JPEG"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "the input is no picture"),
     ],
-    ids=["1x1", "16x16", "long", "bomb", "truncated", "empty", "text", "postscript"],
+    ids=["1x1", "16x16", "long", "bomb", "truncated", "large", "empty", "text", "postscript"],
 )
 def test_a_picture_that_cannot_be_used_gives_one_message(content, message, recwarn):
     with pytest.raises(MediaError, match=message):

@@ -1,6 +1,7 @@
 """Videos: which frames are taken, what comes of their pixels, and files that cannot be used."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -130,6 +131,23 @@ def test_a_recording_without_a_frame_count_is_counted(tmp_path):
     path.write_bytes(b"".join(frames))
     assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) < 0
     np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [0, 50, 100], atol=6)
+
+
+def test_a_header_with_the_rate_of_its_clock_is_not_believed(tmp_path):
+    path = write_video(tmp_path / "a.mkv", [still(15 * i, 28, 28) for i in range(15)], 1000, "MJPG")
+    slow = re.sub(rb"\x81(..)(?=\x80\xff\xd8)", lambda m: b"\x81" + stretched(m[1]), path.read_bytes(), flags=re.DOTALL)
+    path.write_bytes(slow)  # still says 1000 frames a second, but shows one each 200 ms, as browsers record
+    assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FPS) == 1000
+    np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [0, 75, 150], atol=6)
+
+
+def stretched(milliseconds: bytes) -> bytes:
+    return (int.from_bytes(milliseconds, "big") * 200).to_bytes(2, "big")
+
+
+def test_a_header_with_a_rate_of_frames_is_believed_rather_than_rounded_time_stamps(tmp_path):
+    path = write_video(tmp_path / "a.mkv", [still(2 * i) for i in range(93)], 7.5, "MJPG")  # 7.4998 by its stamps
+    np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [16 * second for second in range(12)], atol=6)
 
 
 def test_a_video_that_is_cut_short_is_refused_with_where_it_ends(tmp_path):
