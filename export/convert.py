@@ -1,13 +1,10 @@
 """Checkpoint folder to bundle folder: plan, check everything, write beside the target, rename."""
 
-import fcntl
 import fnmatch
 import hashlib
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +15,8 @@ from export.graph import Subgraph, static_shape
 from export.problems import refuse
 from export.tokenizer_files import known_tokens
 from export.weights import WeightStore, worth_linking
-from runtime.bundle import MANIFEST, Graph, Manifest, Profile, Source, describe_file, write_manifest
-from runtime.errors import EdgeOmniError
+from runtime.bundle import Graph, Manifest, Profile, Source, describe_file, write_manifest
+from runtime.bundle_writer import refuse_target, require_space, writing
 
 Progress = Callable[[str, int], None]  # (graph that was written, bytes of its weights)
 
@@ -173,54 +170,3 @@ def _source(checkpoint: Checkpoint, random: bool) -> Source:
         licence=str(checkpoint.metadata.get("general.license") or "not stated by the checkpoint"),
         random=random,
     )
-
-
-def refuse_target(out: Path, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / MANIFEST).is_file():
-        raise EdgeOmniError(f"{out} exists and is not a bundle; name a folder that does not exist")
-    if not force:
-        raise EdgeOmniError(f"{out} is a bundle already; --force replaces it")
-
-
-def require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise EdgeOmniError(f"{folder.parent} has {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB")
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the body succeeds, and is removed when it fails.
-
-    What a killed export left behind is removed by the next one; two at once are refused by a lock.
-    """
-    scratch = out.parent / f".{out.name}.partial"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise EdgeOmniError(f"another export is writing {out}; wait for it or stop it") from None
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            yield scratch
-            _take_place(scratch, out)
-        except OSError as error:
-            raise EdgeOmniError(
-                f"{out} could not be written: {error.strerror or error}; nothing was changed"
-            ) from error
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-            Path(lock.name).unlink(missing_ok=True)
-
-
-def _take_place(scratch: Path, out: Path) -> None:
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    scratch.rename(out)
-    shutil.rmtree(old, ignore_errors=True)

@@ -1,6 +1,5 @@
 """Checkpoint tensors into the initializers of a graph: linked where the bytes fit as they lie, else written once."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,19 +10,9 @@ import onnx_ir as ir
 
 from export.graph import Derived, Subgraph, static_shape
 from export.lazy_tensor import LazyTensor
+from runtime.bundle_writer import SMALL, Place, append, link
 
-ALIGNMENT = 4096  # ONNX Runtime maps initializers into memory by pages
-SMALL = 1024  # bytes; smaller ones stay in the .onnx file, where shape inference can read them
 STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I64": ir.DataType.INT64}
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an initializer's bytes lie, relative to the bundle."""
-
-    file: str
-    offset: int
-    nbytes: int
 
 
 @dataclass
@@ -55,7 +44,7 @@ class WeightStore:
         if value.const_value is not None:
             constant = value.const_value
             if constant.nbytes >= SMALL:
-                self._point(value, self._append(out, f"{subgraph.name}.data", constant.numpy()))
+                self._point(value, append(out, f"{subgraph.name}.data", constant.numpy()))
             return
         source = subgraph.source_of(value)
         key = (str(value.name) if source.make else source.keys[0], value.dtype.name if value.dtype else "")
@@ -65,7 +54,7 @@ class WeightStore:
             if array.nbytes < SMALL:
                 value.const_value = ir.tensor(array, name=value.name)
                 return
-            place = self._append(out, f"{subgraph.name}.data", array)
+            place = append(out, f"{subgraph.name}.data", array)
         self.places[key] = place
         self._point(value, place)
 
@@ -87,18 +76,8 @@ class WeightStore:
 
     def _link(self, file: Path) -> str | None:
         if file not in self._links:
-            try:
-                os.link(file.resolve(), self.folder / file.name)
-                self._links[file] = file.name
-            except OSError:  # another file system, or one without hard links: copy instead
-                self._links[file] = None
+            self._links[file] = link(file, self.folder)
         return self._links[file]
-
-    def _append(self, out: BinaryIO, name: str, array: np.ndarray) -> Place:
-        offset = -(-out.tell() // ALIGNMENT) * ALIGNMENT if array.nbytes >= ALIGNMENT else -(-out.tell() // 64) * 64
-        out.write(b"\0" * (offset - out.tell()))
-        out.write(np.ascontiguousarray(array).tobytes())
-        return Place(name, offset, array.nbytes)
 
     def _point(self, value: ir.Value, place: Place) -> None:
         assert value.dtype is not None
