@@ -12,6 +12,7 @@ from export.layers import Conv1d, LayerNorm, Linear, NarrowingNorm, TransformerL
 from runtime.bundle import Port, Profile
 
 PREFIX = "audio_tokenizer"
+MODEL, BRIDGE = f"{PREFIX}.audio_model", f"{PREFIX}.audio_bridge_model"
 PADDING = (1, 1)  # frames, of both convolutions; not in config.json
 
 
@@ -34,10 +35,10 @@ class Encoder(nn.Module):
         self.layer_norm = LayerNorm(width)
 
     def forward(self, op: Any, mel: ir.Value) -> ir.Value:
-        x = tap(self.embed(op, mel), f"{PREFIX}.audio_model.embedded")
+        x = tap(self.embed(op, mel), f"{MODEL}.embedded")
         for index, layer in enumerate(self.layers):
-            x = tap(layer(op, x), f"{PREFIX}.audio_model.layers.{index}.out")
-        return tap(self.layer_norm(op, x), f"{PREFIX}.audio_model.out")
+            x = tap(layer(op, x), f"{MODEL}.layers.{index}.out")
+        return tap(self.layer_norm(op, x), f"{MODEL}.out")
 
     def embed(self, op: Any, mel: ir.Value) -> ir.Value:
         """What enters the first layer: both convolutions and the positions, [1, E, d_model]."""
@@ -57,7 +58,7 @@ def _layer(config: AudioConfig, dtype: ir.DataType) -> TransformerLayer:
 
 
 class Codebook(nn.Module):
-    """One level of the residual quantizer, fp32 in every profile; half precision flips codes."""
+    """The codewords of one level and |e|^2 of each, fp32 in every profile; half precision flips codes."""
 
     def __init__(self, size: int, width: int):
         super().__init__()
@@ -75,13 +76,15 @@ class Codebook(nn.Module):
 
 
 class Quantizer(nn.Module):
+    """One level of the residual quantizer: the nearest codeword, and what is left for the next level."""
+
     def __init__(self, size: int, width: int):
         super().__init__()
         self.codebook = Codebook(size, width)
 
     def forward(self, op: Any, r: ir.Value, index: int) -> tuple[ir.Value, ir.Value]:
         """Codes [n, 1] of r [n, width], and what they leave of it."""
-        distance = tap(self.codebook(op, r), f"{PREFIX}.audio_bridge_model.vq_list.{index}.distance")
+        distance = tap(self.codebook(op, r), f"{BRIDGE}.vq_list.{index}.distance")
         code = op.ArgMin(distance, axis=-1, keepdims=1, select_last_index=0)
         return code, op.Sub(r, op.Gather(self.codebook.embed, op.Squeeze(code, ints(op, -1)), axis=0))
 
@@ -119,7 +122,7 @@ class Bridge(nn.Module):
         x = cast(op, stacked, self.dtype)
         x = self.down_proj(op, op.Mul(silu(op, self.gate_proj(op, x)), self.up_proj(op, x)))
         joined = self.layer_norm(op, op.Add(cast(op, x, FLOAT), stacked))
-        return tap(joined, f"{PREFIX}.audio_bridge_model.out")
+        return tap(joined, f"{BRIDGE}.out")
 
     def length(self, op: Any, frames: ir.Value) -> ir.Value:
         """Whole groups alone are quantized: up to avg_pooler - 1 frames at the end are dropped."""
@@ -127,6 +130,8 @@ class Bridge(nn.Module):
 
 
 class Tokenizer(nn.Module):
+    """The whole graph; the official class has the audio decoder in it too."""
+
     def __init__(self, config: AudioConfig, dtype: ir.DataType):
         super().__init__()
         self.audio_model = Encoder(config, dtype)
@@ -149,14 +154,13 @@ def audio_encoder(config: AudioConfig, profile: Profile) -> Subgraph:
 
 
 def _derived(config: AudioConfig) -> dict[str, Derived]:
-    bridge = f"{PREFIX}.audio_bridge_model"
     convolution = (config.bridge_dim, config.d_model, config.avg_pooler)
     derived = {
         key: Derived((key,), (convolution,), _on_stacked_frames)
-        for key in (f"{bridge}.gate_proj.weight", f"{bridge}.up_proj.weight")
+        for key in (f"{BRIDGE}.gate_proj.weight", f"{BRIDGE}.up_proj.weight")
     }
     for index, size in enumerate(config.vq_config.codebook_sizes):
-        codebook = f"{bridge}.vq_list.{index}.codebook"
+        codebook = f"{BRIDGE}.vq_list.{index}.codebook"
         shape = (size, config.bridge_dim)
         derived[f"{codebook}.squared_norm"] = Derived((f"{codebook}.embed",), (shape,), _squared_norms)
     return derived

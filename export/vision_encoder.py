@@ -8,7 +8,7 @@ from onnxscript import nn
 
 from export.config import VisionConfig
 from export.graph import FLOAT, Derived, Subgraph, author, cast, compute_dtype, constant, contrib, ints, port_dtype, tap
-from export.layers import Linear, NarrowingNorm, gelu, quick_gelu, residual, split_last
+from export.layers import Linear, NarrowingNorm, Stage, gelu, quick_gelu, residual, split_last
 from runtime.bundle import Port, Profile
 
 ENCODER, PROJECTOR = "model.visual_model", "model.visual_bridge_model"
@@ -129,20 +129,14 @@ class Projector(nn.Module):
         super().__init__()
         self.width = config.embed_dim * config.spatial_merge_size**2
         self.ln_q = NarrowingNorm(config.embed_dim, EPS, dtype)
-        self.mlp = nn.ModuleList(
-            [Linear(self.width, self.width, dtype=dtype), Gelu(), Linear(self.width, config.hidden_size, dtype=dtype)]
+        self.mlp = nn.Sequential(
+            Linear(self.width, self.width, dtype=dtype),
+            Stage(gelu),
+            Linear(self.width, config.hidden_size, dtype=dtype),
         )
 
     def forward(self, op: Any, features: ir.Value) -> ir.Value:
-        x = op.Reshape(self.ln_q(op, features), ints(op, -1, self.width))
-        for part in self.mlp:
-            x = part(op, x)
-        return x
-
-
-class Gelu(nn.Module):
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        return gelu(op, x)
+        return self.mlp(op, op.Reshape(self.ln_q(op, features), ints(op, -1, self.width)))
 
 
 def vision_encoder(config: VisionConfig, profile: Profile) -> Subgraph:

@@ -1,6 +1,7 @@
 """Small real models for tests: graphs of golden set A, authored, filled from its checkpoint and opened."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,12 @@ def golden_graphs(*subgraphs: Subgraph) -> Graphs:
     return Graphs(folder, {subgraph.name: describe(subgraph, store.write(subgraph)) for subgraph in subgraphs})
 
 
-def random_graphs(*subgraphs: Subgraph, seed: int = 0) -> tuple[Graphs, dict[str, np.ndarray]]:
-    """Fill authored graphs of any size with random checkpoint tensors; returns them and the tensors by their keys."""
-    folder, rng = Path(tempfile.mkdtemp(prefix="edgeomni-test-")), np.random.default_rng(seed)
-    tensors: dict[str, np.ndarray] = {}
+def random_graphs(
+    *subgraphs: Subgraph, tensors: Mapping[str, np.ndarray] | None = None
+) -> tuple[Graphs, dict[str, np.ndarray]]:
+    """Fill authored graphs of any size with `tensors` and random ones; returns them and all tensors by their keys."""
+    folder, rng = Path(tempfile.mkdtemp(prefix="edgeomni-test-")), np.random.default_rng(0)
+    tensors = dict(tensors or {})
     for subgraph in subgraphs:
         for value in subgraph.parameters():
             source = subgraph.source_of(value)

@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from export.audio_encoder import BRIDGE, MODEL
 from export.parity.golden import Golden, Replayed
 from export.parity.graphs import Graphs
 from runtime.audio import load_mono, mel_filters, segments
 from runtime.bundle import AudioFrontEnd, Manifest
 
 FRONT_END, ENCODER = "g01_audio_frontend", "g02_audio_encoder"
-MODEL, BRIDGE = "audio_tokenizer.audio_model", "audio_tokenizer.audio_bridge_model"
 LOGMEL = ".logmel"
 BATCHED = ("encoder_out", "bridge_out")  # recorded with a batch axis; of other values all items' rows in one
 

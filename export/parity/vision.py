@@ -8,11 +8,11 @@ import numpy as np
 
 from export.parity.golden import Golden, Replayed
 from export.parity.graphs import Graphs
+from export.vision_encoder import ENCODER
 from runtime.bundle import Manifest, VisionFrontEnd
 from runtime.image import Grid, patches, read_image, resize, rotary_positions
 
 GROUP = "g03_vision"
-MODEL = "model.visual_model"
 UNCOVERED: dict[str, str] = {}
 
 Parts = dict[str, np.ndarray]  # what one run gives, by the names of the recording
@@ -63,9 +63,9 @@ def _taps(recorded: Parts) -> dict[str, str]:
     """Recorded name -> name in the graph, of every inner value."""
     blocks = {part for name in recorded if (part := name.split(".")[-1]).startswith("block")}
     return {
-        "rotary_angles": f"{MODEL}.rotary_angles",
-        "patch_embed": f"{MODEL}.patch_embed.out",
-        **{block: f"{MODEL}.blocks.{block.removeprefix('block')}.out" for block in sorted(blocks)},
+        "rotary_angles": f"{ENCODER}.rotary_angles",
+        "patch_embed": f"{ENCODER}.patch_embed.out",
+        **{block: f"{ENCODER}.blocks.{block.removeprefix('block')}.out" for block in sorted(blocks)},
     }
 
 
