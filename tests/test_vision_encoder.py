@@ -77,6 +77,11 @@ def test_heads_of_any_even_size_turn_by_rows_and_columns():
     assert_close(features(patches, positions), one_block(patches, positions), 1e-5)
 
 
+def test_a_nearly_flat_picture_is_normalised_with_an_epsilon_of_a_millionth():
+    patches, positions = 1e-3 * random_patches(ODD, 16), rotary_positions((1, 4, 4), 2)
+    assert_close(features(patches, positions), one_block(patches, positions), 1e-4)
+
+
 def one_block(patches: np.ndarray, positions: np.ndarray) -> np.ndarray:
     """ODD's tower spelled out in float64, with complex numbers that turn."""
     w = {key.removeprefix(f"{ENCODER}."): value.astype(np.float64) for key, value in odd_graphs()[1].items()}
