@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from onnxscript import GraphBuilder, nn
 
 from runtime.bundle import DType, Port, Profile
@@ -106,6 +106,7 @@ def author(
     for value, port in zip(results, outputs, strict=True):
         _give_output(builder, value, port)
     model = ir.Model(graph, ir_version=IR_VERSION, producer_name="edgeomni")
+    RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)
     return Subgraph(name, model, tuple(inputs), tuple(outputs), dict(derived or {}))
 

@@ -14,7 +14,12 @@ import onnxruntime as ort
 from runtime.bundle import Graph, Port
 from runtime.errors import BundleError, EdgeOmniError
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# On CUDA fp32 multiplies in TF32 unless told not to, which moves RVQ codes and adds up over Euler steps; and cuDNN's
+# exhaustive search for convolution algorithms would run anew at every change of length.
+PROVIDERS = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+}
 
 
 @dataclass(frozen=True)
@@ -149,14 +154,14 @@ def open_ort(folder: Path, graph: Graph, options: Options) -> ort.InferenceSessi
 
 
 def _open(path: Path, options: Options, session_options: ort.SessionOptions) -> ort.InferenceSession:
-    provider = PROVIDERS[options.provider]
+    provider, provider_options = PROVIDERS[options.provider]
     if provider not in ort.get_available_providers():
         raise EdgeOmniError(
             f"this bundle needs {provider}, the installed ONNX Runtime has {', '.join(ort.get_available_providers())}; "
             f"install edgeomni[{options.provider}] in an environment of its own"
         )
     try:
-        return ort.InferenceSession(str(path), session_options, providers=[provider])
+        return ort.InferenceSession(str(path), session_options, providers=[(provider, provider_options)])
     except Exception as error:  # as above: no narrower base
         raise BundleError(f"{path} cannot be loaded: {error}; run `edgeomni verify` on its bundle") from error
 
