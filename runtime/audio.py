@@ -260,7 +260,7 @@ def join(waves: Sequence[Wave], overlap: int, *, official: bool = False) -> Wave
     for wave in waves:
         if pieces and min(len(pieces[-1]), len(wave)) > overlap > 0:
             before = pieces[-1]
-            seam = _crossfade(before[-overlap:], wave[:overlap])
+            seam = crossfade(before[-overlap:], wave[:overlap])
             if official:
                 pieces.append(seam)
             else:
@@ -270,7 +270,8 @@ def join(waves: Sequence[Wave], overlap: int, *, official: bool = False) -> Wave
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
-def _crossfade(tail: Wave, head: Wave) -> Wave:
+def crossfade(tail: Wave, head: Wave) -> Wave:
+    """tail [n] fading out linearly under head [n] fading in."""
     rise = np.linspace(0, 1, len(head))
     return (tail * rise[::-1] + head * rise).astype(np.float32)
 
