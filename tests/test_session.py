@@ -1,0 +1,130 @@
+"""Open graphs: their messages, their state, their bound buffers, cancelling, and weights in the kernels' layout."""
+
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.decoder import decoder, lm_head
+from export.parity.graphs import Graphs
+from runtime.errors import BundleError, EdgeOmniError
+from runtime.session import Carried, Options, Session, cache_key
+from tests.tiny import golden_config, golden_graphs
+
+
+@pytest.fixture(scope="module")
+def graphs() -> Graphs:
+    config = golden_config().decoder
+    return golden_graphs(lm_head(config, "cpu"), decoder(config, "cpu"))
+
+
+@pytest.fixture
+def head(graphs: Graphs) -> Session:
+    return graphs.session("lm_head")
+
+
+def width(session: Session) -> int:
+    last = session.graph.inputs[0].shape[-1]
+    assert isinstance(last, int)
+    return last
+
+
+def test_a_feed_of_the_wrong_shape_is_named_with_the_shape_that_was_expected(head: Session) -> None:
+    with pytest.raises(EdgeOmniError, match=r"hidden is float32\[1, 5\], expected float32\['n', \d+\]"):
+        head.run(hidden=np.zeros((1, 5), np.float32))
+
+
+def test_a_missing_feed_is_named(head: Session) -> None:
+    with pytest.raises(EdgeOmniError, match="missing inputs hidden"):
+        head.run()
+
+
+def test_bound_buffers_are_read_and_written_in_place(head: Session) -> None:
+    hidden = np.random.default_rng(0).standard_normal((1, width(head))).astype(np.float32)
+    logits = np.zeros((1, head.run(hidden=hidden)["logits"].shape[1]), np.float32)
+    bound = head.bind({"hidden": hidden, "logits": logits})
+    bound.run()
+    np.testing.assert_array_equal(logits, head.run(hidden=hidden)["logits"])
+    hidden *= -1
+    bound.run()
+    np.testing.assert_array_equal(logits, head.run(hidden=hidden)["logits"])
+
+
+def test_binding_a_port_that_does_not_exist_is_refused(head: Session) -> None:
+    with pytest.raises(EdgeOmniError, match="no port nonsense"):
+        head.bind({"nonsense": np.zeros(1, np.float32)})
+
+
+def test_carried_state_begins_empty_grows_and_resets(graphs: Graphs) -> None:
+    session = graphs.session("decoder")
+    carried = Carried(session)
+    assert {array.shape[2] for array in carried.state.values()} == {0}
+    carried.state = {name: np.zeros((*array.shape[:2], 4, array.shape[3]), np.float32)
+                     for name, array in carried.state.items()}  # fmt: skip
+    rows = np.ones((1, 2, width(session)), np.float32)
+    counts = {"seqlens_k": np.array([1], np.int32), "total_sequence_length": np.array(2, np.int32)}
+    first = carried.run(inputs_embeds=rows, **counts)
+    assert set(first) == {"hidden"}
+    assert all(array[:, :, :2].any() for array in carried.state.values())
+    carried.reset()
+    assert {array.shape[2] for array in carried.state.values()} == {0}
+
+
+def test_a_run_can_be_cancelled_from_another_thread_and_the_session_used_again(graphs: Graphs) -> None:
+    session = graphs.session("decoder")
+    length = 6000
+    cache = {port.name: np.zeros((1, port.shape[1], length, port.shape[3]), np.float32)  # type: ignore[arg-type]
+             for port in session.graph.inputs if port.name.startswith("past.")}  # fmt: skip
+    feeds = {
+        "inputs_embeds": np.ones((1, length, width(session)), np.float32),
+        "seqlens_k": np.array([length - 1], np.int32),
+        "total_sequence_length": np.array(length, np.int32),
+        **cache,
+    }
+    threading.Timer(0.05, session.cancel).start()
+    started = time.perf_counter()
+    with pytest.raises(EdgeOmniError, match=r"(?i)terminate"):
+        for _ in range(100):
+            session.run(**feeds)
+    assert time.perf_counter() - started < 60
+    session.rearm()
+    assert np.isfinite(session.run(**feeds)["hidden"]).all()
+
+
+def test_prepacked_weights_give_the_same_numbers(graphs: Graphs, tmp_path: Path) -> None:
+    options = Options(threads=1, prepack_cache=tmp_path)
+    graph = graphs.graphs["lm_head"]
+    hidden = np.random.default_rng(1).standard_normal((3, width(graphs.session("lm_head")))).astype(np.float32)
+    plain = Session(graphs.folder, graph, Options(threads=1)).run(hidden=hidden)["logits"]
+    for _ in range(2):
+        packed = Session(graphs.folder, graph, options)
+        np.testing.assert_array_equal(packed.run(hidden=hidden)["logits"], plain)
+    assert [path.name for path in tmp_path.iterdir()] == [cache_key(graphs.folder / graph.file, 1)]
+
+
+def test_prepacked_weights_are_kept_apart_by_graph_and_threads(graphs: Graphs) -> None:
+    files = [graphs.folder / graphs.graphs[name].file for name in ("lm_head", "decoder")]
+    assert len({cache_key(file, threads) for file in files for threads in (1, 2)}) == 4
+
+
+def test_a_graph_that_is_no_onnx_file_says_what_to_do(graphs: Graphs, tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BundleError, match="edgeomni verify"):
+        Session(tmp_path, replace(graphs.graphs["lm_head"], file="broken.onnx"))
+
+
+def test_a_bundle_for_cuda_names_the_extra_where_there_is_no_gpu(graphs: Graphs) -> None:
+    with pytest.raises(EdgeOmniError, match=r"CUDAExecutionProvider.*install edgeomni\[cuda\]"):
+        Session(graphs.folder, graphs.graphs["lm_head"], Options(provider="cuda"))
+
+
+def test_the_module_that_opens_graphs_never_loads_the_exporter_or_torch() -> None:
+    foreign = "{'torch', 'onnx', 'onnx_ir', 'onnxscript', 'export'}"
+    code = f"import sys, runtime.engine; print(sorted({foreign} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
