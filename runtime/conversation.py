@@ -1,7 +1,7 @@
 """Turns with one memory: what was read stays in the cache, generated codes included; nothing is computed twice."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Audio, Part, Prompt, split_for_speech
-from runtime.reply import Item, Steps, audio_step, spoken_reply, text_reply
+from runtime.reply import Steps, audio_step, spoken_reply, text_reply
 from runtime.speech import Mode, SpeechDecoder
 
 
@@ -60,10 +60,12 @@ class Conversation:
 
     def run(self, steps: Steps, choices: Choices) -> Iterator[Event]:
         """Read what is pending, then pass on the events of `steps`, each segment's codes turned into audio."""
-        mark, watch = len(self.context.ids), Stopwatch()
+        mark, tally = len(self.context.ids), Tally()
         try:
-            self._read_pending(watch)
-            yield from self._relay(steps, choices, watch)
+            self._read_pending(tally)
+            speech = self.engine.speech(self.rng, choices.mode, choices.zero_noise) if choices.spoken else None
+            finish = yield from with_audio(steps, speech, tally)
+            yield ReplyDone("".join(tally.text), finish, tally.total())
         except EdgeOmniError:
             self.context.truncate(mark)
             raise
@@ -93,7 +95,7 @@ class Conversation:
             yield None
         return "end"
 
-    def _read_pending(self, watch: "Stopwatch") -> None:
+    def _read_pending(self, tally: "Tally") -> None:
         """Read all but the last pending position, whose hidden state the first step asks for."""
         for piece in self._pending:
             self.context.append(piece)
@@ -101,24 +103,7 @@ class Conversation:
         positions = len(self.context.tail)
         for _ in self.context.read(keep=1):
             pass
-        watch.prefilled(positions)
-
-    def _relay(self, steps: Steps, choices: Choices, watch: "Stopwatch") -> Iterator[Event]:
-        speech = self.engine.speech(self.rng, choices.mode, choices.zero_noise) if choices.spoken else None
-        text: list[str] = []
-        finish: Finish
-        while True:
-            try:
-                item = next(steps)
-            except StopIteration as stop:
-                finish = stop.value
-                break
-            for event in heard(item, speech):
-                watch.pass_on(event)
-                if isinstance(event, TextDelta):
-                    text.append(event.text)
-                yield event
-        yield ReplyDone("".join(text), finish, watch.stop())
+        tally.prefilled(positions)
 
     def _closing(self, spoken: bool) -> Prompt:
         """What ends the answer, complete or interrupted, before the next turn."""
@@ -127,12 +112,13 @@ class Conversation:
         return self.engine.format.close_assistant(spoken=spoken, within_audio=within)
 
 
-class Stopwatch:
-    """Collects the timings of one reply as its events pass."""
+class Tally:
+    """Collects the text and the timings of one reply as its events pass."""
 
     def __init__(self) -> None:
         self.start = self.step_start = time.perf_counter()
         self.timings = Timings()
+        self.text: list[str] = []
 
     def now(self) -> float:
         return time.perf_counter() - self.start
@@ -141,14 +127,20 @@ class Stopwatch:
         self.timings = replace(self.timings, prompt_positions=positions, prefill=self.now())
         self.step_start = time.perf_counter()
 
-    def pass_on(self, event: Event) -> None:
-        """Count one event."""
-        had = self.timings
+    def noted(self, events: Iterable[Event]) -> Iterator[Event]:
+        """The same events, counted before they are passed on."""
+        for event in events:
+            self._note(event)
+            yield event
+
+    def _note(self, event: Event) -> None:
+        had, now = self.timings, self.now()
         match event:
-            case TextDelta() if had.first_token is None:
-                self.timings = replace(had, first_token=self.now())
+            case TextDelta(text):
+                self.text.append(text)
+                self.timings = replace(had, first_token=now if had.first_token is None else had.first_token)
             case AudioChunk(samples, rate):
-                first = self.now() if had.first_audio is None else had.first_audio
+                first = now if had.first_audio is None else had.first_audio
                 self.timings = replace(had, first_audio=first, samples=had.samples + len(samples), sampling_rate=rate)
             case StepDone("text", inputs, ids):
                 seconds = had.text_seconds + time.perf_counter() - self.step_start
@@ -158,7 +150,7 @@ class Stopwatch:
         if isinstance(event, StepDone):
             self.step_start = time.perf_counter()
 
-    def stop(self) -> Timings:
+    def total(self) -> Timings:
         return replace(self.timings, total=self.now())
 
 
@@ -176,14 +168,16 @@ def read_aloud(engine: Engine, text: str, choices: Choices, seed: int | None = N
     yield from conversation.run(conversation.read_aloud(others, choices), replace(choices, spoken=True))
 
 
-def heard(item: Item, speech: SpeechDecoder | None) -> Iterator[Event]:
-    """The events that one item of a reply makes: itself, or the audio that its codes complete."""
-    match item:
-        case np.ndarray():
-            assert speech is not None
-            yield from speech.push(item[None])
-        case None:
-            assert speech is not None
-            yield from speech.end_segment()
-        case _:
-            yield item
+def with_audio(steps: Steps, speech: SpeechDecoder | None, tally: Tally) -> Generator[Event, None, Finish]:
+    """The events of a reply, and the audio of its codes as soon as it is certain; returns why the reply ended."""
+    while True:
+        try:
+            item = next(steps)
+        except StopIteration as stop:
+            if speech is not None:
+                yield from tally.noted(speech.finish())
+            return stop.value
+        if isinstance(item, Event):
+            yield from tally.noted([item])
+        elif speech is not None:
+            yield from tally.noted(speech.end_segment() if item is None else speech.push(item[None]))

@@ -23,7 +23,8 @@ class Engine:
     """Graphs are opened when they are first needed; opening the engine itself reads only the manifest."""
 
     def __init__(self, folder: Path, options: Options | None = None, compat: Compat = "right"):
-        self.folder, self.compat = folder, compat
+        self.folder = folder
+        self.compat: Compat = compat
         self.manifest: Manifest = read_bundle(folder)
         self.options = options or Options(provider=self.manifest.profile)
         self.tokenizer = Tokenizer(folder / self.manifest.tokenizer)

@@ -1,7 +1,7 @@
 """The generation loops: a text answer, and the interleaved text and audio of a spoken answer."""
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,37 +19,31 @@ MAX_SEGMENTS = 100  # of one spoken answer
 NO_CODES = np.empty((0, 0), np.int64)
 
 
-@dataclass(frozen=True)
 class Voice:
-    """The graph that chooses the codes of one audio frame, bound once, with the codes that a segment has used."""
+    """The graph that chooses the codes of one audio frame, and which codes the segment has used so far."""
 
-    session: Session
-    sizes: tuple[int, ...]  # of the score vectors: the first codebook counts its end code
-    sampling: Sampling
-    seen: NDArray[np.bool_] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "seen", np.zeros(sum(self.sizes), np.bool_))
+    def __init__(self, session: Session, sizes: tuple[int, ...], sampling: Sampling):
+        self.session, self.sampling = session, sampling
+        self.end_code = sizes[0] - 1  # `sizes` are those of the score vectors: the first counts the end code
+        self.seen = np.zeros(sum(sizes), np.bool_)
+        self._settings = {
+            "temperature": np.array(sampling.temperature, np.float32),
+            "top_k": np.array(sampling.top_k, np.int64),
+            "top_p": np.array(sampling.top_p, np.float32),
+            "repetition_penalty": np.array(sampling.repetition_penalty, np.float32),
+            "forced": np.full(len(sizes), -1, np.int64),
+        }
 
     def frame(self, hidden: NDArray[np.floating], rng: np.random.Generator) -> tuple[NDArray[np.int64], np.ndarray]:
         """hidden [1, hidden] -> codes [codebooks] of the next frame, and its row [hidden] for the decoder."""
-        sampling = self.sampling
-        out = self.session.run(
-            hidden=hidden,
-            noise=gumbel(rng, len(self.seen), sampling.greedy),
-            temperature=np.float32(sampling.temperature).reshape(()),
-            top_k=np.int64(sampling.top_k).reshape(()),
-            top_p=np.float32(sampling.top_p).reshape(()),
-            repetition_penalty=np.float32(sampling.repetition_penalty).reshape(()),
-            seen=self.seen,
-            forced=np.full(len(self.sizes), -1, np.int64),
-        )
-        self.seen[:] = out["seen_next"]
+        noise = gumbel(rng, len(self.seen), self.sampling.greedy)
+        out = self.session.run(hidden=hidden, noise=noise, seen=self.seen, **self._settings)
+        self.seen = out["seen_next"]
         return out["codes"], out["row"][0]
 
     def forget(self) -> None:
         """Begin a segment: the repetition penalty counts the codes of one segment only."""
-        self.seen[:] = False
+        self.seen = np.zeros_like(self.seen)
 
 
 @dataclass
@@ -72,7 +66,7 @@ class Writer:
         """
         inputs = tuple(context.ids)
         stream = self.tokenizer.stream()
-        sampling = Sampling(**{**vars(step.sampling), "greedy": True}) if self.greedy else step.sampling
+        sampling = replace(step.sampling, greedy=True) if self.greedy else step.sampling
         finish: Finish = "length"
         for _ in range(step.max_new):
             if context.room < 1:
@@ -171,7 +165,7 @@ def audio_step(
         codes, row = voice.frame(context.hidden(), rng)
         context.push(audio_pad, row)
         frames.append(codes)
-        complete = int(codes[0]) == voice.sizes[0] - 1
+        complete = int(codes[0]) == voice.end_code
         if not complete:
             yield codes
     yield StepDone("audio", inputs, tuple(context.ids), np.array(frames))

@@ -41,7 +41,9 @@ def replay(golden: Golden, graphs: Graphs, manifest: Manifest) -> Iterator[Repla
 def _steps(golden: Golden, engine: Engine, ids: np.ndarray) -> Iterator[StepDone]:
     """Generate from the recorded prompt, with the audio that its string names heard anew."""
     text = golden.tables["prompts"][golden.tables["interleaved"]["prompt"]]["text"]
-    paths = [json.loads(found)["path"] for found in re.findall(r"<audio_start_baichuan>(\{.*?\})<audio_end_baichuan>", text)]
+    paths = [
+        json.loads(found)["path"] for found in re.findall(r"<audio_start_baichuan>(\{.*?\})<audio_end_baichuan>", text)
+    ]
     codes = np.concatenate([engine.hear(golden.input(path)).codes for path in paths])
     context = engine.context()
     context.append(Prompt(ids, codes, np.empty((0, engine.manifest.hidden_size), np.float32)))
@@ -57,8 +59,8 @@ def _with_closing_row(codes: np.ndarray, manifest: Manifest) -> np.ndarray:
 
 
 def _wave(engine: Engine, codes: np.ndarray) -> np.ndarray:
-    speech = engine.speech(np.random.default_rng(0), "exact", zero_noise=True)
-    return speech.whole(codes)
+    segment = engine.speech(np.random.default_rng(0), "exact", zero_noise=True).segment()
+    return np.concatenate([*segment.push(codes), *segment.finish()])
 
 
 def _player(golden: Golden, waves: list[np.ndarray], manifest: Manifest) -> Iterator[Replayed]:

@@ -73,12 +73,15 @@ def excuse(name: str) -> str:
 
 
 def judge(replayed: Replayed, recorded: np.ndarray) -> Verdict:
-    """Integers must be equal; floats may differ by `tolerance` of the recorded array's largest value."""
+    """Integers must be equal; floats may differ by `tolerance` of the recorded array's largest value.
+
+    Recorded PCM samples that come from a recomputed wave are replayed as floats, and judged as such.
+    """
     name, ours, tolerance = replayed.name, replayed.ours, replayed.tolerance
     if ours.shape != recorded.shape:
         found = f"shape {list(ours.shape)}, recorded {list(recorded.shape)}"
         return Verdict(name, float("inf"), float("inf"), tolerance, False, found)
-    if not np.issubdtype(recorded.dtype, np.floating):
+    if not np.issubdtype(ours.dtype, np.floating):
         wrong = int(np.count_nonzero(ours != recorded))
         return Verdict(name, float(wrong), wrong / max(1, ours.size), 0.0, not wrong, f"{wrong} differ" if wrong else "")
     worst = float(np.abs(ours.astype(np.float64) - recorded.astype(np.float64)).max(initial=0.0))
