@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtime.bundle import Graph, Port
+from runtime.bundle import MANIFEST, Graph, Port, sha256_of
 from runtime.errors import BundleError, EdgeOmniError
 
 # On CUDA fp32 multiplies in TF32 unless told not to, which moves RVQ codes and adds up over Euler steps; and cuDNN's
@@ -119,7 +119,11 @@ class Bound:
                 raise EdgeOmniError(f"{self.session.graph.file} has no port {name}")
 
     def run(self) -> None:
-        self.session._ort.run_with_iobinding(self._binding, self.session.run_options)
+        """EdgeOmniError if ONNX Runtime refuses, or when it was cancelled."""
+        try:
+            self.session._ort.run_with_iobinding(self._binding, self.session.run_options)
+        except Exception as error:  # as in Session._run
+            raise EdgeOmniError(f"{self.session.graph.file}: {error}") from error
 
 
 class Carried:
@@ -166,15 +170,16 @@ def _open(path: Path, options: Options, session_options: ort.SessionOptions) -> 
         raise BundleError(f"{path} cannot be loaded: {error}; run `edgeomni verify` on its bundle") from error
 
 
-def cache_key(graph_file: Path, threads: int) -> str:
-    """Prepacked weights fit one graph, one ONNX Runtime and one kind of CPU."""
-    stat = graph_file.stat()
-    parts = (sha256_head(graph_file), str(stat.st_size), ort.__version__, cpu_flags(), str(threads))
+def cache_key(folder: Path, graph: Graph, threads: int) -> str:
+    """Prepacked weights fit one graph with one set of weights, one ONNX Runtime and one kind of CPU.
+
+    Two checkpoints of the same shape have the same .onnx files: what tells them apart is the manifest, which holds
+    every file's checksum (without one, the files themselves).
+    """
+    manifest = folder / MANIFEST
+    files = [manifest] if manifest.is_file() else [folder / name for name in (graph.file, *graph.weights)]
+    parts = (graph.file, *map(sha256_of, files), ort.__version__, cpu_flags(), str(threads))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-
-
-def sha256_head(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def cpu_flags() -> str:
@@ -191,7 +196,7 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
     Otherwise every start keeps a private, repacked copy of all weights (measured: 361 MB instead of 32 for 295 MB).
     """
     assert options.prepack_cache is not None
-    home = options.prepack_cache / cache_key(folder / graph.file, options.threads)
+    home = options.prepack_cache / cache_key(folder, graph, options.threads)
     if not (home / "graph.onnx").is_file():
         _write_prepacked(folder, graph, options, home)
     return _open(home / "graph.onnx", options, options.session_options())

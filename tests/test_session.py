@@ -12,6 +12,7 @@ import pytest
 
 from export.decoder import decoder, lm_head
 from export.parity.graphs import Graphs
+from runtime.bundle import Graph
 from runtime.errors import BundleError, EdgeOmniError
 from runtime.session import Carried, Options, Session, cache_key
 from tests.tiny import golden_config, golden_graphs
@@ -104,12 +105,23 @@ def test_prepacked_weights_give_the_same_numbers(graphs: Graphs, tmp_path: Path)
     for _ in range(2):
         packed = Session(graphs.folder, graph, options)
         np.testing.assert_array_equal(packed.run(hidden=hidden)["logits"], plain)
-    assert [path.name for path in tmp_path.iterdir()] == [cache_key(graphs.folder / graph.file, 1)]
+    assert [path.name for path in tmp_path.iterdir()] == [cache_key(graphs.folder, graph, 1)]
 
 
 def test_prepacked_weights_are_kept_apart_by_graph_and_threads(graphs: Graphs) -> None:
-    files = [graphs.folder / graphs.graphs[name].file for name in ("lm_head", "decoder")]
-    assert len({cache_key(file, threads) for file in files for threads in (1, 2)}) == 4
+    both = [graphs.graphs[name] for name in ("lm_head", "decoder")]
+    assert len({cache_key(graphs.folder, graph, threads) for graph in both for threads in (1, 2)}) == 4
+
+
+def test_prepacked_weights_of_another_checkpoint_of_the_same_shape_are_not_taken(tmp_path: Path) -> None:
+    keys = set()
+    for name, content in (("one", b"weights"), ("other", b"altered")):
+        graph = Graph("g.onnx", ("g.data",), (), (), "fp32", 0, 7)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "g.onnx").write_bytes(b"the same graph")
+        (tmp_path / name / "g.data").write_bytes(content)
+        keys.add(cache_key(tmp_path / name, graph, 1))
+    assert len(keys) == 2
 
 
 def test_a_graph_that_is_no_onnx_file_says_what_to_do(graphs: Graphs, tmp_path: Path) -> None:
