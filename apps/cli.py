@@ -1,0 +1,261 @@
+"""The command line: each command reads its arguments here and hands them to the floor below that does the work."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from runtime.errors import EdgeOmniError
+
+EXTRAS = {
+    "onnxruntime": "cpu] (or edgeomni[cuda]; never both",
+    "cv2": "camera",
+    **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
+}  # a missing package -> the extra that brings it
+
+app = typer.Typer(
+    help="Run omni-modal language models on this device: text, speech, pictures and video in, text and speech out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+Profile = Literal["cpu", "cuda"]
+Compat = Literal["right", "official"]
+
+Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgeomni export` wrote.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of a table.")]
+Seed = Annotated[int | None, typer.Option(help="Makes every random draw repeatable.")]
+Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token and code.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as many as there are cores.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
+Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
+LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"edgeomni {version('edgeomni')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a Hugging Face checkpoint, or a GGUF file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="BUNDLE", help="Folder to write.")] = None,
+    profile: Annotated[Profile, typer.Option(help="Where it will run: fp32 for cpu, fp16 for cuda.")] = "cpu",
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Copy all weights, so that the bundle needs no checkpoint beside it.")
+    ] = False,
+    force: Force = False,
+    random: Annotated[bool, typer.Option("--random", help="Mark the weights as never trained.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs."""
+    from apps import tables
+    from export import convert
+
+    if out is None and not dry_run:
+        raise EdgeOmniError("where to? name the bundle with -o BUNDLE, or see the plan with --dry-run")
+    if dry_run or out is None:
+        planned = convert.plan(checkpoint, profile)
+        emit(tables.plan_record(planned)) if as_json else tables.show_plan(planned)
+        return
+    with tables.progress(quiet=as_json) as step:
+        manifest = convert.export(checkpoint, out, profile, standalone, force, random, step)
+    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Folder that an export wrote.")] = None,
+    as_json: Json = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of manifest.json.")] = False,
+) -> None:
+    """Show what a bundle holds: graphs, ports, precisions, sizes, memory, source and licence."""
+    from apps import tables
+    from runtime.bundle import manifest_schema, read_bundle
+
+    if schema:
+        return emit(manifest_schema())
+    if bundle is None:
+        raise EdgeOmniError("which bundle? give its folder, or --schema for the schema of manifest.json")
+    manifest = read_bundle(bundle)
+    return emit(tables.bundle_record(bundle, manifest)) if as_json else tables.show_bundle(bundle, manifest)
+
+
+@app.command()
+def verify(bundle: Bundle, as_json: Json = False) -> None:
+    """Recompute every checksum, load every graph and compare its ports with the manifest."""
+    from apps import tables
+    from runtime.bundle import read_bundle
+    from runtime.verify import refuse_failed
+    from runtime.verify import verify as run_checks
+
+    checks = []
+    for check in run_checks(bundle, read_bundle(bundle)):
+        checks.append(check)
+        if not as_json:
+            tables.show_check(check)
+    if as_json:
+        emit(tables.checks_record(checks))
+    refuse_failed(bundle, checks)
+
+
+@app.command()
+def parity(
+    bundle: Bundle,
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="Folder of a golden set.")],
+    as_json: Json = False,
+) -> None:
+    """Compare every recorded stage of the official code with this bundle's own; exit code 1 if one differs."""
+    from apps import tables
+    from export.parity.golden import Golden
+    from export.parity.replay import parity as replay
+
+    with tables.waiting("replaying the golden set", quiet=as_json):
+        result = replay(bundle, Golden(golden))
+    emit(tables.parity_record(result)) if as_json else tables.show_parity(result)
+    raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def chat(
+    bundle: Bundle,
+    text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="A video file; may be repeated.")] = None,
+    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here.")] = None,
+    system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    as_json: Json = False,
+    threads: Threads = 0,
+    max_new: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer in text.")] = None,
+    low_latency: LowLatency = False,
+    compat: Official = "right",
+    no_cache: NoCache = False,
+) -> None:
+    """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
+    from apps import terminal
+    from runtime.conversation import Choices
+
+    engine = open_engine(bundle, threads, compat, no_cache)
+    choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact", max_new=max_new)
+    session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
+    session.attach(audio or [], image or [], video or [])
+    if text is not None or session.attached:
+        session.answer(text)
+    else:
+        session.run()
+
+
+@app.command()
+def transcribe(bundle: Bundle, audio: Path, as_json: Json = False, threads: Threads = 0, no_cache: NoCache = False):
+    """Write down what an audio file says (checkpoints with a transcription prompt, that is -Base)."""
+    from apps import terminal
+    from runtime import conversation
+
+    engine = open_engine(bundle, threads, "right", no_cache)
+    terminal.one_answer(conversation.transcribe(engine, engine.hear(audio)), None, as_json)
+
+
+@app.command()
+def say(
+    bundle: Bundle,
+    text: str,
+    out: Annotated[Path, typer.Argument(metavar="OUT.wav")],
+    seed: Seed = None,
+    greedy: Greedy = False,
+    as_json: Json = False,
+    threads: Threads = 0,
+    low_latency: LowLatency = False,
+    no_cache: NoCache = False,
+) -> None:
+    """Read a text aloud (checkpoints with a reading prompt, that is -Base)."""
+    from apps import terminal
+    from runtime.conversation import Choices, read_aloud
+
+    engine = open_engine(bundle, threads, "right", no_cache)
+    choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact")
+    terminal.one_answer(read_aloud(engine, text, choices, seed), out, as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at this machine: versions, execution providers, CPU features, cache, and what is wrong with them."""
+    from apps import doctor as examination
+
+    found = examination.examine()
+    emit(found.record()) if as_json else examination.show(found)
+    raise typer.Exit(0 if not found.problems else 1)
+
+
+def open_engine(bundle: Path, threads: int, compat: Compat, no_cache: bool):
+    """The bundle, open; says on stderr if its weights were never trained."""
+    from apps.doctor import cache_folder
+    from runtime.bundle import read_bundle
+    from runtime.engine import Engine
+    from runtime.session import Options
+
+    profile = read_bundle(bundle).profile
+    options = Options(threads=threads, provider=profile, prepack_cache=None if no_cache else cache_folder())
+    engine = Engine(bundle, options, compat)
+    if engine.manifest.source.random:
+        note("the weights of this bundle are random: its answers are noise that proves arithmetic, not quality")
+    return engine
+
+
+def emit(record: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False))
+
+
+def note(message: str) -> None:
+    print(f"edgeomni: {message}", file=sys.stderr)
+
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """Turn what a user can set right into one message on stderr and exit code 2; anything else is a bug and shows."""
+    try:
+        yield
+        sys.stdout.flush()
+    except EdgeOmniError as error:
+        note(str(error))
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        note(f"this needs the Python package {error.name}, which is not installed: pip install edgeomni[{extra}]")
+        sys.exit(2)
+    except BrokenPipeError:  # the reader, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def main() -> None:
+    with one_message():
+        app(prog_name="edgeomni")

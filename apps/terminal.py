@@ -1,0 +1,230 @@
+"""A conversation on the terminal: text as it is certain, speech into a file, commands that begin with a slash."""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from runtime.audio import Wave, write_wav
+from runtime.conversation import Choices, Conversation
+from runtime.engine import Engine
+from runtime.errors import EdgeOmniError
+from runtime.events import AudioChunk, Event, Finish, ReplyDone, TextDelta, Timings
+from runtime.prompt import Part, Text
+
+HELP = """\
+/audio PATH, /image PATH, /video PATH   show it with the next turn (an empty line then sends it alone)
+/speak PATH.wav, /speak off             answer in speech, or in text again
+/reset                                  begin a new conversation
+/quit                                   leave (so does Ctrl-D)
+Ctrl-C interrupts an answer; what was said until then stays in the conversation."""
+
+
+@dataclass
+class Answer:
+    """What a reply has come to so far; `finish` is None for one that was interrupted."""
+
+    text: str = ""
+    finish: Finish | None = None
+    timings: Timings = field(default_factory=Timings)
+    chunks: list[Wave] = field(default_factory=list)
+    sampling_rate: int = 0
+
+    def take(self, event: Event) -> str:
+        """Count one event in; returns the text to show for it."""
+        match event:
+            case TextDelta(text):
+                self.text += text
+                return text
+            case AudioChunk(samples, rate):
+                self.chunks.append(samples)
+                self.sampling_rate = rate
+            case ReplyDone(text, finish, timings):
+                self.text, self.finish, self.timings = text, finish, timings
+        return ""
+
+    def write_speech(self, path: Path | None) -> Path | None:
+        """Write the samples to `path`; returns it, or None where there is nothing to write."""
+        if path is None or not self.chunks:
+            return None
+        write_wav(path, np.concatenate(self.chunks), self.sampling_rate)
+        return path
+
+    def record(self, speech: Path | None) -> dict[str, object]:
+        """For machines: seconds, counts, and null where something did not happen."""
+        rates = {
+            "tokens_per_second": self.timings.tokens_per_second,
+            "real_time_factor": self.timings.real_time_factor,
+        }
+        return {
+            "text": self.text,
+            "finish": self.finish or "interrupted",
+            "speech": str(speech) if speech else None,
+            "timings": asdict(self.timings) | rates,
+        }
+
+
+def one_answer(events: Iterator[Event], speak: Path | None, as_json: bool, stop: Callable[[], bool] = lambda: False):
+    """Show one reply as it comes, write its speech, and say how long it took; `stop` is asked after each event."""
+    answer = Answer()
+    try:
+        for event in events:
+            text = answer.take(event)
+            if text and not as_json:
+                print(text, end="", flush=True)
+            if stop():
+                break
+    finally:
+        speech = answer.write_speech(speak)
+        if answer.text and not as_json:
+            print(flush=True)
+    if as_json:
+        print(json.dumps(answer.record(speech), ensure_ascii=False), flush=True)
+    else:
+        print("interrupted" if answer.finish is None else timing_line(answer, speech), file=sys.stderr)
+    return answer
+
+
+def timing_line(answer: Answer, speech: Path | None) -> str:
+    """The figures of a reply in one line; what did not happen is left out."""
+    timings = answer.timings
+    figures = [
+        ("prompt {:.0f} positions", timings.prompt_positions),
+        ("first token {:.2f} s", timings.first_token),
+        ("first audio {:.2f} s", timings.first_audio),
+        ("{:.1f} tokens/s", timings.tokens_per_second),
+        ("RTF {:.2f}", timings.real_time_factor),
+        ("{:.2f} s in all", timings.total),
+    ]
+    shown = [template.format(value) for template, value in figures if value is not None]
+    shown += [f"speech in {speech}"] if speech else []
+    shown += {"end": [], "length": ["cut at its longest"], "context": ["the context is full"]}[answer.finish or "end"]
+    return " · ".join(shown)
+
+
+@contextmanager
+def interruptible(engine: Engine) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the answer to end after its next piece; a second one stops the graph that is running.
+
+    Yields a function that says whether it was asked for.
+    """
+    presses = 0
+
+    def pressed(*_: object) -> None:
+        nonlocal presses
+        presses += 1
+        if presses > 1:
+            engine.cancel()
+
+    before = signal.signal(signal.SIGINT, pressed)
+    try:
+        yield lambda: presses > 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+        engine.rearm()
+
+
+@dataclass
+class Chat:
+    """One person at one terminal (or one pipe) with one open bundle."""
+
+    engine: Engine
+    choices: Choices
+    system: str | None = None
+    seed: int | None = None
+    speak: Path | None = None
+    as_json: bool = False
+    attached: list[Part] = field(default_factory=list)
+    answers: int = 0
+
+    def __post_init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.conversation = Conversation.open(self.engine, self.system, self.seed)
+
+    def attach(self, audios: Sequence[Path], images: Sequence[Path], videos: Sequence[Path]) -> None:
+        """Encode media for the next turn; MediaError for files that cannot be used."""
+        self.attached += [self.engine.hear(path) for path in audios]
+        self.attached += [self.engine.look(path) for path in images]
+        self.attached += [self.engine.watch(path) for path in videos]
+
+    def answer(self, text: str | None, stop: Callable[[], bool] = lambda: False) -> None:
+        """Answer one turn: what is attached, then the text. What was attached stays so if the turn is refused."""
+        parts = [*self.attached, *([Text(text)] if text is not None else [])]
+        choices = replace(self.choices, spoken=self.speak is not None)
+        events = self.conversation.reply(parts, choices)
+        one_answer(events, self._speech_file(), self.as_json, stop)
+        self.attached = []
+        self.answers += 1
+
+    def _speech_file(self) -> Path | None:
+        """The file for this answer: the one that was named, then NAME-2.wav and so on."""
+        if self.speak is None or self.answers == 0:
+            return self.speak
+        return self.speak.with_name(f"{self.speak.stem}-{self.answers + 1}{self.speak.suffix}")
+
+    def run(self) -> None:
+        """Until /quit or the end of the input. From a pipe each line is a turn and a mistake ends the program."""
+        if sys.stdin.isatty():
+            self._converse()
+        else:
+            for line in sys.stdin:
+                if not self.turn(line.rstrip("\r\n")):
+                    return
+
+    def _converse(self) -> None:
+        import readline  # noqa: F401  (importing it gives input() its history and line editing)
+
+        print(f"{self.engine.folder} ({self.engine.manifest.family}). /help for commands, Ctrl-D to leave.")
+        while True:
+            try:
+                line = input("> ")
+            except EOFError:
+                return print()
+            except KeyboardInterrupt:
+                print("\n(Ctrl-D or /quit to leave)")
+                continue
+            try:
+                with interruptible(self.engine) as stop:
+                    if not self.turn(line, stop):
+                        return None
+            except EdgeOmniError as error:
+                print(f"edgeomni: {error}", file=sys.stderr)
+
+    def turn(self, line: str, stop: Callable[[], bool] = lambda: False) -> bool:
+        """One line of input: a command or something to answer. False if it ends the conversation."""
+        command, _, argument = line.partition(" ")
+        path = Path(argument.strip()).expanduser()
+        match command:
+            case "/quit" | "/exit":
+                return False
+            case "/help":
+                print(HELP, file=sys.stderr)
+            case "/reset":
+                self.attached = []
+                self.reset()
+            case "/audio":
+                self.attach([path], [], [])
+            case "/image":
+                self.attach([], [path], [])
+            case "/video":
+                self.attach([], [], [path])
+            case "/speak":
+                self.speak, self.answers = self._asked_speech(argument.strip()), 0
+            case _ if command.startswith("/"):
+                raise EdgeOmniError(f"there is no command {command}; /help lists them")
+            case _ if line.strip() or self.attached:
+                self.answer(line if line.strip() else None, stop)
+        return True
+
+    def _asked_speech(self, argument: str) -> Path | None:
+        if not argument:
+            raise EdgeOmniError("/speak needs the name of a WAV file, or off")
+        return None if argument == "off" else Path(argument).expanduser()
