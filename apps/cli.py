@@ -72,16 +72,19 @@ def export(
     """Turn a checkpoint into a bundle of ONNX graphs."""
     from apps import tables
     from export import convert
+    from runtime.bundle_writer import refuse_target
 
     if out is None and not dry_run:
         raise EdgeOmniError("where to? name the bundle with -o BUNDLE, or see the plan with --dry-run")
-    if dry_run or out is None:
+    if out is not None and not dry_run:
+        refuse_target(out, force)  # before the checkpoint is read
+    with tables.waiting("reading the checkpoint", quiet=as_json):
         planned = convert.plan(checkpoint, profile)
-        emit(tables.plan_record(planned)) if as_json else tables.show_plan(planned)
-        return
-    with tables.progress(quiet=as_json) as step:
-        manifest = convert.export(checkpoint, out, profile, standalone, force, random, step)
-    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+    if dry_run or out is None:
+        return emit(tables.plan_record(planned)) if as_json else tables.show_plan(planned)
+    with tables.progress(sum(row.bytes_after for row in planned.graphs), quiet=as_json) as step:
+        manifest = convert.write(planned, out, standalone, force, random, step)
+    return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 
 @app.command()

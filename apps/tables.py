@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from runtime.bundle import MANIFEST, Graph, Manifest, Port
@@ -47,18 +47,12 @@ def table(*columns: str, title: str | None = None) -> Table:
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """A progress line on stderr; yields what is to be called with each graph that was written and its bytes."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+def progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar of bytes on stderr; yields what is to be called with each graph that is done and its bytes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=ERR, disable=quiet, transient=True) as bar:
-        task, done = bar.add_task("reading the checkpoint", total=None), 0
-
-        def step(name: str, nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            bar.update(task, description=f"{name} written, {size(done)} in all")
-
-        yield step
+        task = bar.add_task("writing", total=total)
+        yield lambda name, nbytes: bar.update(task, advance=nbytes, description=f"{name} is written")
 
 
 def waiting(message: str, quiet: bool):

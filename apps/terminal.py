@@ -159,6 +159,8 @@ class Chat:
         """Answer one turn: what is attached, then the text. What was attached stays so if the turn is refused."""
         parts = [*self.attached, *([Text(text)] if text is not None else [])]
         choices = replace(self.choices, spoken=self.speak is not None)
+        if choices.spoken:
+            self.engine.open_all()  # before the clock of this answer starts
         events = self.conversation.reply(parts, choices)
         one_answer(events, self._speech_file(), self.as_json, stop)
         self.attached = []

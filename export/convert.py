@@ -112,7 +112,19 @@ def export(
     were never trained. EdgeOmniError if the target exists, the disk is too small or the checkpoint cannot be exported.
     """
     refuse_target(out, force)
-    planned = plan(path, profile)
+    return write(plan(path, profile), out, standalone, force, random, progress)
+
+
+def write(
+    planned: Plan,
+    out: Path,
+    standalone: bool = False,
+    force: bool = False,
+    random: bool = False,
+    progress: Progress = lambda name, nbytes: None,
+) -> Manifest:
+    """Write a planned export into the bundle `out`; the arguments and errors are those of `export`."""
+    refuse_target(out, force)
     with writing(out) as folder:
         require_space(folder, planned.bytes_after)
         return _write(planned, folder, standalone, random, progress)
