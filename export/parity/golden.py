@@ -55,14 +55,17 @@ class Golden:
         path = self.folder / f"{group}.safetensors"
         return {key: tensor.read() for key, tensor in read_safetensors(path).items()} if path.is_file() else {}
 
+    def meaning(self, name: str) -> str:
+        """What the manifest says of array "group/array"; "" if it has none of that name."""
+        return next((row["meaning"] for row, array in zip(self.rows, self.names, strict=True) if array == name), "")
+
     def mentioned(self, name: str, known: Iterable[str]) -> list[str]:
         """Those of `known` that the manifest's description of array "group/array" speaks of, in its order.
 
         Where one array holds several clips or pictures, nothing else says which.
         """
-        meaning = next((row["meaning"] for row, array in zip(self.rows, self.names, strict=True) if array == name), "")
         wanted = set(known)
-        return [word for word in re.findall(r"\w+", meaning) if word in wanted]
+        return [word for word in re.findall(r"\w+", self.meaning(name)) if word in wanted]
 
     def input(self, path: str) -> Path:
         """An input file, named as tables.json names it."""
