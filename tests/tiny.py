@@ -1,5 +1,6 @@
 """Small real models for tests: graphs of golden set A, authored, filled from its checkpoint and opened."""
 
+import functools
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ import onnx_ir as ir
 
 from export.checkpoint import open_checkpoint
 from export.config import OmniConfig
+from export.convert import export
 from export.families import baichuan_omni_1_5
 from export.graph import Subgraph
 from export.parity.golden import Golden
@@ -61,3 +63,11 @@ def describe(subgraph: Subgraph, weights: tuple[str, ...]) -> Graph:
         parameters=0,
         weight_bytes=0,
     )
+
+
+@functools.cache
+def omni_bundle() -> Path:
+    """Golden set A's checkpoint as a whole bundle, exported once a test run."""
+    folder = Path(tempfile.mkdtemp(prefix="edgeomni-test-")) / "omni"
+    export(CHECKPOINT, folder, random=True)
+    return folder
