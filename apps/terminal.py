@@ -24,6 +24,9 @@ HELP = """\
 /quit                                   leave (so does Ctrl-D)
 Ctrl-C interrupts an answer; what was said until then stays in the conversation."""
 
+# What a model writes may not move the cursor or change the colours of the terminal that shows it.
+UNPRINTABLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
 
 @dataclass
 class Answer:
@@ -76,7 +79,7 @@ def one_answer(events: Iterator[Event], speak: Path | None, as_json: bool, stop:
         for event in events:
             text = answer.take(event)
             if text and not as_json:
-                print(text, end="", flush=True)
+                print(text.translate(UNPRINTABLE), end="", flush=True)
             if stop():
                 break
     finally:

