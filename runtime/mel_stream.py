@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from math import prod
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,12 @@ Array = NDArray[np.float32]
 CARRY_BYTES = 1 << 30  # of keys and values that the Euler steps may carry from chunk to chunk
 
 
+class Draws(Protocol):
+    """What is asked of a numpy Generator."""
+
+    def standard_normal(self, size: tuple[int, ...], dtype: type[np.float32], /) -> np.ndarray: ...
+
+
 class MelStream:
     """Codes of one segment -> mel. State: running norm, keys and values of all stages, and those of each Euler step.
 
@@ -23,11 +30,7 @@ class MelStream:
     """
 
     def __init__(
-        self,
-        graph: OpenGraph,
-        layout: SpeechLayout,
-        rng: np.random.Generator | None = None,
-        carry_bytes: int = CARRY_BYTES,
+        self, graph: OpenGraph, layout: SpeechLayout, rng: Draws | None = None, carry_bytes: int = CARRY_BYTES
     ):
         self.layout, self.rng = layout, rng
         self.decoder, self.prenet = Carried(graph("audio_decoder")), Carried(graph("flow_prenet"))
@@ -47,9 +50,9 @@ class MelStream:
     def mel(self, hidden: Array, last: bool) -> Iterator[Array]:
         """States [1, T, d] of the next frames -> their mel [1, mel_bins, t], in pieces of at most one chunk.
 
-        Exact where T ends a chunk or the segment. Noise is drawn frame by frame, so that grouping does not change it.
-        Where all frames are known but more state would have to be carried than is allowed, each Euler step takes all
-        that is left in one go. Where more frames are to come, the oldest chunks are forgotten instead.
+        Exact, given the states, where T ends a chunk or the segment. Noise is drawn frame by frame, so that grouping
+        does not change it. Where all frames are known but more state would have to be carried than is allowed, each
+        Euler step takes all that is left in one go. Where more frames are to come, the oldest chunks are forgotten.
         """
         pieces = self._pieces(hidden)
         while pieces:

@@ -53,11 +53,10 @@ def parity(bundle: Path, golden: Golden) -> Parity:
     manifest = read_bundle(bundle)
     graphs = Graphs(bundle, manifest.graphs)
     recorded = {f"{group}/{name}": array for group in groups(golden) for name, array in golden.arrays(group).items()}
-    verdicts = {
-        replayed.name: judge(replayed, recorded[replayed.name])
-        for replay in REPLAYS
-        for replayed in replay(golden, graphs, manifest)
-    }
+    verdicts: dict[str, Verdict] = {}
+    for replayed in (replayed for replay in REPLAYS for replayed in replay(golden, graphs, manifest)):
+        verdict = judge(replayed, recorded[replayed.name])
+        verdicts[verdict.name] = worse(verdict, verdicts.get(verdict.name, verdict))
     left = [name for name in golden.names if name not in verdicts]
     uncovered = {name: why for name in left if (why := excuse(name))}
     return Parity(tuple(verdicts.values()), uncovered, tuple(name for name in left if name not in uncovered))
@@ -70,6 +69,11 @@ def groups(golden: Golden) -> list[str]:
 def excuse(name: str) -> str:
     """Why an array is not replayed, "" if nothing says so."""
     return next((why for pattern, why in UNCOVERED.items() if fnmatch.fnmatchcase(name, pattern)), "")
+
+
+def worse(a: Verdict, b: Verdict) -> Verdict:
+    """Of two replays of one array, from a file and from a recorded input for instance, the one that says more."""
+    return max(a, b, key=lambda verdict: (not verdict.passed, verdict.relative / max(verdict.tolerance, 1e-12)))
 
 
 def judge(replayed: Replayed, recorded: np.ndarray) -> Verdict:
