@@ -87,7 +87,9 @@ def judge(replayed: Replayed, recorded: np.ndarray) -> Verdict:
         return Verdict(name, float("inf"), float("inf"), tolerance, False, found)
     if not np.issubdtype(ours.dtype, np.floating):
         wrong = int(np.count_nonzero(ours != recorded))
-        return Verdict(name, float(wrong), wrong / max(1, ours.size), 0.0, not wrong, f"{wrong} differ" if wrong else "")
+        return Verdict(
+            name, float(wrong), wrong / max(1, ours.size), 0.0, not wrong, f"{wrong} differ" if wrong else ""
+        )
     worst = float(np.abs(ours.astype(np.float64) - recorded.astype(np.float64)).max(initial=0.0))
     largest = float(np.abs(recorded).max(initial=0.0))
     relative = worst / largest if largest else worst
