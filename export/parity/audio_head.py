@@ -116,12 +116,8 @@ def generated_frames(graphs: Graphs, manifest: Manifest, ids: np.ndarray, penalt
         frame, row = voice.frame(hidden[-1], rng)
         context.push(manifest.tokens.audio_pad, row)
         codes.append(frame)
-    closing = np.array(books, np.int64)  # the official generate appends it
-    return {
-        "codes": np.array([*codes, closing]),
-        "hidden": np.array(hidden),
-        "sequence_len": np.array(len(context.ids)),
-    }
+    codes.append(np.array(books))  # the official generate closes with a row of the codebooks' sizes
+    return {"codes": np.array(codes), "hidden": np.concatenate(hidden), "sequence_len": np.array(len(context.ids))}
 
 
 def replay_sampler(golden: Golden) -> Iterator[Replayed]:
