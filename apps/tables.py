@@ -50,7 +50,7 @@ def table(*columns: str, title: str | None = None) -> Table:
 def progress(total: int, quiet: bool) -> Iterator[Callable[[str, int], None]]:
     """A progress bar of bytes on stderr; yields what is to be called with each graph that is done and its bytes."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=ERR, disable=quiet, transient=True) as bar:
+    with Progress(*columns, console=ERR, disable=quiet or not ERR.is_terminal, transient=True) as bar:
         task = bar.add_task("writing", total=total)
         yield lambda name, nbytes: bar.update(task, advance=nbytes, description=f"{name} is written")
 

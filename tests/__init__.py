@@ -1,0 +1,1 @@
+"""Tests of every floor: one file a module, names that are sentences."""
