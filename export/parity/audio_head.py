@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from export.audio_head import headnorm_tap, layer_tap, logits_tap, score_sizes, scores_tap
+from export.audio_head import headnorm_tap, layer_tap, logits_tap, score_sizes
+from export.draw import scores_tap
 from export.parity.golden import Golden, Replayed
 from export.parity.graphs import Graphs
 from runtime.bundle import Manifest, Sampling
