@@ -60,6 +60,8 @@ class MelStream:
             group, pieces = (pieces[:1], pieces[1:]) if fits else (pieces, [])
             yield from self._flow(group, last and not pieces)
             self._forget(self._carried - self._limit)
+        if last:
+            self._release()
 
     def _pieces(self, hidden: Array) -> list[Array]:
         """Cut where chunks end."""
@@ -97,6 +99,11 @@ class MelStream:
         shape = (frames, self.layout.mel_bins)
         drawn = np.zeros(shape, np.float32) if self.rng is None else self.rng.standard_normal(shape, np.float32)
         return np.ascontiguousarray(drawn.T[None])
+
+    def _release(self) -> None:
+        for step in self.steps:
+            step.reset()
+        self._carried = 0
 
     def _forget(self, excess: int) -> None:
         """Drop whole chunks from the front of what is carried: the attention has no positions but its chunks."""
