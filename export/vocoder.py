@@ -183,8 +183,8 @@ def inverse_stft(op: Any, spectrum: ir.Value, size: int, hop: int) -> ir.Value:
     basis = (np.concatenate([fold * cos, fold * sin]) * hann(size) / size)[:, None].astype(np.float32)
     squares = (hann(size) ** 2)[None, None].astype(np.float32)
     place: dict[str, Any] = {"strides": [hop], "pads": [size // 2] * 2}
-    one = op.Slice(op.Shape(spectrum), ints(op, 2), ints(op, 3))
-    ones = op.Expand(scalar(op, 1.0), op.Concat(ints(op, 1, 1), one, axis=0))
+    frames = op.Slice(op.Shape(spectrum), ints(op, 2), ints(op, 3))
+    ones = op.Expand(scalar(op, 1.0), op.Concat(ints(op, 1, 1), frames, axis=0))
     summed = op.ConvTranspose(ones, constant(op, squares, "istft.squares"), **place)
     return op.Div(op.ConvTranspose(spectrum, constant(op, basis, "istft.basis"), **place), summed)
 
