@@ -9,11 +9,11 @@ from export.config import AudioConfig
 from export.graph import FLOAT, Subgraph, author, carried, cast, compute_dtype, ints, port_dtype, scalar, tap
 from export.layers import LayerNorm, Linear, NarrowingNorm, TransformerLayer
 from runtime.bundle import Port, Profile
-from runtime.errors import CheckpointError
 
 PREFIX = "audio_tokenizer"
 BRIDGE, DECODER = f"{PREFIX}.audio_bridge_model", f"{PREFIX}.audio_decoder"
 NORM_EPS = 1e-5
+LAST = 2**62  # as the end of a slice: all that is there
 
 
 class Bridge(nn.Module):
@@ -40,21 +40,29 @@ class Bridge(nn.Module):
 
 
 class ConvTranspose1d(nn.Module):
-    """[1, L, width] -> [1, stride * L, width]; the kernel is not longer than the stride, so each code stands alone.
+    """[1, L, width] -> [1, stride * L + overlap, width], and what overlaps with the code that follows.
 
-    The frames between two kernels, and those after the last, hold the bias: the official convolution ends without the
-    latter.
+    A kernel longer than the stride lets neighbouring codes overlap by the difference: those frames of the last code are
+    carried to the next run. A shorter one leaves frames between kernels, and after the last, that hold the bias alone:
+    the official convolution ends without the latter.
     """
 
     def __init__(self, width: int, kernel: int, stride: int, dtype: ir.DataType):
         super().__init__()
-        self.attributes = {"strides": [stride], "output_padding": [stride - kernel]}
+        self.overlap = max(0, kernel - stride)
+        self.attributes = {"strides": [stride], "output_padding": [max(0, stride - kernel)]}
         self.weight = nn.Parameter([width, width, kernel], dtype)
         self.bias = nn.Parameter([width], dtype)
 
-    def forward(self, op: Any, x: ir.Value) -> ir.Value:
-        y = op.ConvTranspose(op.Transpose(x, perm=[0, 2, 1]), self.weight, self.bias, **self.attributes)
-        return op.Transpose(y, perm=[0, 2, 1])
+    def forward(self, op: Any, x: ir.Value, past: ir.Value | None) -> tuple[ir.Value, list[ir.Value]]:
+        y = op.ConvTranspose(op.Transpose(x, perm=[0, 2, 1]), self.weight, **self.attributes)
+        y, present = op.Transpose(y, perm=[0, 2, 1]), []
+        if past is not None:
+            cut, end = ints(op, self.overlap), ints(op, LAST)
+            joint = op.Add(op.Slice(y, ints(op, 0), cut, ints(op, 1)), past)
+            y = op.Concat(joint, op.Slice(y, cut, end, ints(op, 1)), axis=1)
+            present = [op.Slice(y, ints(op, -self.overlap), end, ints(op, 1))]
+        return op.Add(y, self.bias), present
 
 
 class RunningGroupNorm(nn.Module):
@@ -92,18 +100,21 @@ class RunningGroupNorm(nn.Module):
 
 
 class Upsampling(nn.Module):
-    """dconv1: [1, L, d_model] -> normalised [1, frames, d_model] in fp32, and the merged statistics."""
+    """dconv1: [1, L, d_model] -> normalised frames in fp32, and its state: merged statistics, and what overlaps."""
 
     def __init__(self, config: AudioConfig, dtype: ir.DataType):
         super().__init__()
         self.conv = ConvTranspose1d(config.d_model, config.decoder_kernel_size, config.avg_pooler, dtype)
         self.norm = RunningGroupNorm(config.d_model)
 
-    def forward(self, op: Any, x: ir.Value, frames: ir.Value, past: ir.Value) -> tuple[ir.Value, ir.Value]:
-        y = cast(op, self.conv(op, x), FLOAT)
-        y = op.Slice(y, ints(op, 0), op.Unsqueeze(frames, ints(op, 0)), ints(op, 1))
-        y, moments = self.norm(op, tap(y, f"{DECODER}.dconv1.conv.out"), past)
-        return tap(y, f"{DECODER}.dconv1.out"), moments
+    def forward(self, op: Any, x: ir.Value, frames: ir.Value, norm: ir.Value, *overlap: ir.Value) -> list[ir.Value]:
+        y, present = self.conv(op, x, *(overlap or [None]))
+        whole = op.Shape(y, start=1, end=2)
+        y = op.Slice(cast(op, y, FLOAT), ints(op, 0), op.Unsqueeze(frames, ints(op, 0)), ints(op, 1))
+        y, moments = self.norm(op, tap(y, f"{DECODER}.dconv1.conv.out"), norm)
+        if overlap:  # the norm covers what overhangs at the end of a segment, and then it is cut off
+            y = op.Slice(y, ints(op, 0), op.Sub(whole, ints(op, self.conv.overlap)), ints(op, 1))
+        return [tap(y, f"{DECODER}.dconv1.out"), moments, *present]
 
 
 class Decoder(nn.Module):
@@ -116,19 +127,21 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList([_layer(config, dtype) for _ in range(config.decoder_layers)])
         self.layer_norm = LayerNorm(config.d_model)
 
-    def forward(self, op: Any, x: ir.Value, frames: ir.Value, norm: ir.Value, *pasts: ir.Value) -> list[ir.Value]:
-        x, moments = self.dconv1(op, x, frames, norm)
-        x, present = op.Add(x, self.positions(op, frames, pasts[0])), [moments]
+    def forward(self, op: Any, x: ir.Value, frames: ir.Value, *pasts: ir.Value) -> list[ir.Value]:
+        caches = pasts[len(pasts) - 2 * len(self.layers) :]
+        x, *present = self.dconv1(op, x, frames, *pasts[: len(pasts) - len(caches)])
+        x = op.Add(x, self.positions(op, x, caches[0]))
         for index, layer in enumerate(self.layers):
-            x, key, value = layer(op, x, pasts[2 * index : 2 * index + 2])
+            x, key, value = layer(op, x, caches[2 * index : 2 * index + 2])
             tap(x, f"{DECODER}.layers.{index}.out")
             present += [key, value]
         return [self.layer_norm(op, x), *present]
 
-    def positions(self, op: Any, frames: ir.Value, past: ir.Value) -> ir.Value:
+    def positions(self, op: Any, x: ir.Value, past: ir.Value) -> ir.Value:
         """Rows of the table from the length of the past on."""
         first = op.Shape(past, start=2, end=3)
-        return op.Slice(self.positional_embedding, first, op.Add(first, frames), ints(op, 0))
+        last = op.Add(first, op.Shape(x, start=1, end=2))
+        return op.Slice(self.positional_embedding, first, last, ints(op, 0))
 
 
 def _layer(config: AudioConfig, dtype: ir.DataType) -> TransformerLayer:
@@ -150,27 +163,24 @@ class CodesToStates(nn.Module):
 
 
 def audio_decoder(config: AudioConfig, profile: Profile) -> Subgraph:
-    """codes [L, codebooks], frames [] -> hidden [1, frames, d_model].
+    """codes [L, codebooks], frames [] -> hidden [1, T, d_model], T = frames but at most avg_pooler * L.
 
-    `frames` is avg_pooler * L inside a segment, and `frames_short` less at its end. Carried: the statistics of
-    dconv1's norm, and keys and values; the position is the length of their past. Raises CheckpointError where the
-    kernel of dconv1 is longer than its stride, so that codes would overlap.
+    `frames` is how many the norm covers: avg_pooler * L inside a segment, and `frames_short` less at its end. Carried:
+    the statistics of dconv1's norm, the frames that overlap with the next code where its kernel is longer than its
+    stride, and keys and values; the position is the length of their past.
     """
-    stride, kernel, dtype = config.avg_pooler, config.decoder_kernel_size, compute_dtype(profile)
-    if kernel > stride:
-        raise CheckpointError(
-            f"audio_config: decoder_kernel_size is {kernel}, at most avg_pooler ({stride}) can be exported: "
-            "with a longer kernel neighbouring codes overlap, and no chunk of a segment could be decoded by itself"
-        )
+    dtype, overlap = compute_dtype(profile), max(0, -frames_short(config))
     cache = (1, config.decoder_attention_heads, "past", config.d_model // config.decoder_attention_heads)
     names = [f"{i}.{side}" for i in range(config.decoder_layers) for side in ("key", "value")]
     states = [Port("norm", "float32", (3,)), *(Port(name, port_dtype(dtype), cache) for name in names)]
+    if overlap:
+        states.insert(1, Port("overlap", port_dtype(dtype), (1, overlap, config.d_model)))
     codes = Port("codes", "int64", ("codes", len(config.vq_config.codebook_sizes)))
     inputs = [codes, Port("frames", "int64", ()), *carried("past", states)]
-    outputs = [Port("hidden", "float32", (1, "frames", config.d_model)), *carried("present", states)]
+    outputs = [Port("hidden", "float32", (1, "kept", config.d_model)), *carried("present", states)]
     return author("audio_decoder", CodesToStates(config, dtype), inputs, outputs, prefix=PREFIX)
 
 
 def frames_short(config: AudioConfig) -> int:
-    """Frames that a segment of L codes falls short of avg_pooler * L: nothing follows the last code's kernel."""
+    """Frames that a segment of L codes falls short of avg_pooler * L before it is cut; negative where codes overlap."""
     return config.avg_pooler - config.decoder_kernel_size

@@ -114,7 +114,7 @@ class SpeechLayout:
 
     codebook_sizes: tuple[Count, ...]  # the code that ends a segment is codebook_sizes[0]
     frames_per_code: Count  # mel frames that one code gives
-    frames_short: Annotated[int, Field(ge=0)]  # mel frames that a segment of n codes falls short of n * frames_per_code
+    frames_short: int  # mel frames that a segment of n codes falls short of n * frames_per_code; below 0: they overlap
     mel_bins: Count
     sampling_rate: Count
     samples_per_frame: Count
@@ -199,6 +199,42 @@ class Source:
 
 
 @dataclass(frozen=True, config=STRICT)
+class QuantizedWeight:
+    """A matrix that is stored as integers: value = (code - zero) * scale, with a scale for each `group_size` columns."""
+
+    graph: str
+    name: str
+    parameters: Count
+    bits: Literal[2, 4, 8]
+    group_size: Count
+    symmetric: bool  # zero is the middle code; else every group has its own
+    method: str
+    activations: Literal["int8", "float"]  # in what it multiplies on a CPU
+    bits_per_weight: Annotated[float, Field(gt=0)]  # with scales and zeros
+
+
+@dataclass(frozen=True, config=STRICT)
+class FloatWeight:
+    """A matrix, table or convolution kernel of a quantized bundle that stayed as it was; vectors always do."""
+
+    graph: str
+    name: str
+    parameters: Count
+    bits_per_weight: Annotated[float, Field(gt=0)]
+    reason: str
+
+
+@dataclass(frozen=True, config=STRICT)
+class Quantization:
+    """What made a bundle smaller, and what it did to each weight."""
+
+    recipe: str
+    recipe_toml: str
+    quantized: tuple[QuantizedWeight, ...]
+    kept: tuple[FloatWeight, ...]
+
+
+@dataclass(frozen=True, config=STRICT)
 class Manifest:
     schema_version: Literal[1]
     family: str
@@ -219,6 +255,7 @@ class Manifest:
     video_frames: VisionFrontEnd | None = None
     video: VideoRules | None = None
     speech: SpeechLayout | None = None
+    quantization: Quantization | None = None  # None: all weights are floats
     notes: tuple[str, ...] = ()
 
     @property

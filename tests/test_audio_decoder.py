@@ -17,7 +17,6 @@ from export.parity.graphs import Graphs
 from export.parity.replay import judge
 from export.parity.speech_out import STATES, UNCOVERED, moments, replay_states
 from runtime.bundle import Profile
-from runtime.errors import CheckpointError
 from runtime.session import Carried
 from tests.tiny import CHECKPOINT, GOLDEN, golden_config, golden_graphs, random_graphs
 
@@ -32,6 +31,7 @@ ODD = replace(  # no width is a multiple of 8
     decoder_kernel_size=2,
     vq_config=VQConfig((7, 5, 3)),
 )
+OVERLAPPING = replace(CONFIG, avg_pooler=2, decoder_kernel_size=5)  # each code reaches into the next two
 ARRAYS = {f"{STATES}/{name}": array for name, array in GOLDEN.arrays(STATES).items()}
 CONV, NORMED = f"{DECODER}.dconv1.conv.out", f"{DECODER}.dconv1.out"
 
@@ -39,6 +39,11 @@ CONV, NORMED = f"{DECODER}.dconv1.conv.out", f"{DECODER}.dconv1.out"
 @cache
 def graphs(profile: Profile = "cpu") -> Graphs:
     return golden_graphs(audio_decoder(CONFIG, profile))
+
+
+@cache
+def overlapping() -> Graphs:
+    return random_graphs(audio_decoder(OVERLAPPING, "cpu"))[0]
 
 
 def frames_of(codes: np.ndarray, config: AudioConfig = CONFIG, *, ends: bool = True) -> int:
@@ -142,6 +147,20 @@ def test_each_code_gives_a_stride_of_frames_and_what_its_kernel_leaves_holds_the
     assert np.allclose(results[NORMED][0], normal * scale + shift, atol=1e-4)
 
 
-def test_codes_that_overlap_are_refused_when_the_graph_is_authored():
-    with pytest.raises(CheckpointError, match="decoder_kernel_size is 5, at most avg_pooler"):
-        audio_decoder(replace(CONFIG, decoder_kernel_size=5), "cpu")
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=6))
+def test_codes_that_overlap_are_carried_from_chunk_to_chunk(sizes):
+    graphs = overlapping()
+    codes = random_codes(sum(sizes), OVERLAPPING)
+    whole = run(graphs, codes, frames_of(codes, OVERLAPPING), (CONV,))
+    chunks = np.split(codes, np.cumsum(sizes)[:-1])
+    assert whole["hidden"].shape[1] == OVERLAPPING.avg_pooler * len(codes)
+    assert whole[CONV].shape[1] == OVERLAPPING.avg_pooler * (len(codes) - 1) + OVERLAPPING.decoder_kernel_size
+    carried, hidden, begin = Carried(graphs.session("audio_decoder")), [], 0
+    for index, chunk in enumerate(chunks):
+        frames = frames_of(chunk, OVERLAPPING, ends=index == len(chunks) - 1)
+        others = np.delete(whole[CONV], np.s_[begin : begin + frames], axis=1)
+        carried.state["past.norm"] = merged(others).astype(np.float32)
+        hidden.append(carried.run(codes=chunk, frames=np.array(frames))["hidden"])
+        begin += frames
+    assert np.allclose(np.concatenate(hidden, axis=1), whole["hidden"], atol=2e-5)
