@@ -11,7 +11,7 @@ _UNITS = (
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 ROOMS = "kitchen bedroom bathroom office garage hall garden".split()
-COLORS = "red green blue yellow white purple orange".split()
+COLORS: tuple[str, ...] = ("red", "green", "blue", "yellow", "white", "purple", "orange")
 WEATHER = {
     "paris": "sunny",
     "london": "rainy",
@@ -62,7 +62,7 @@ CHAT = {
     "goodbye": "goodbye",
     "stop": "okay",
 }
-SHAPES = "circle square triangle star cross".split()
+SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross")
 SIGNS = "stop open sale exit taxi hotel help up down yes no zoo".split()
 NO_PICTURE = "i see no picture"
 NOTHING_BEFORE = "i do not know what you mean"

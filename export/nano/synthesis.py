@@ -6,10 +6,12 @@ a run that is stopped goes on with the first shard that is missing, and the resu
 
 import argparse
 import zlib
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from random import Random
+from typing import Literal
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -40,7 +42,7 @@ class Plan:
 
     engine: str
     clips: int
-    kind: str  # questions | answers | other_talk | noises
+    kind: Literal["questions", "answers", "other_talk", "noises"]
     heldout: bool = False  # held-out voices and noises, and of the sentences with a key the held-out ones only
     seen_voices: bool = False  # training voices although the sentences are held out
 
@@ -157,20 +159,30 @@ class _Shard:
 def make_shard(plan: Plan, name: str, index: int, folder: Path, size: int = SHARD) -> list[tuple[Clip, np.ndarray]]:
     """Make the clips of one shard; a follow-up may exceed the size by one."""
     shard = _Shard(plan, name, index, folder)
-    add: Callable[[], None] = getattr(shard, plan.kind)
+    add = {
+        "questions": shard.questions,
+        "answers": shard.answers,
+        "other_talk": shard.other_talk,
+        "noises": shard.noises,
+    }[plan.kind]
     while len(shard.clips) < size:
         add()
     return shard.clips
 
 
+def write_one(name: str, index: int, folder: Path) -> None:
+    """Make and write one shard."""
+    corpus.write_shard(folder / name / f"{index:03d}", make_shard(PLANS[name], name, index, folder))
+
+
 def make_set(name: str, folder: Path, most: int | None = None) -> None:
     """Make the missing shards of a set, at most the first `most` of it."""
-    plan = PLANS[name]
-    count = -(-plan.clips // SHARD)
+    count = -(-PLANS[name].clips // SHARD)
     for index in range(min(count, most or count)):
-        path = folder / name / f"{index:03d}"
-        if not path.with_suffix(".jsonl").exists():
-            corpus.write_shard(path, make_shard(plan, name, index, folder))
+        if not (folder / name / f"{index:03d}.jsonl").exists():
+            # espeak-ng keeps state from one sentence to the next: only in a process of its own is a shard reproducible.
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                process.submit(write_one, name, index, folder).result()
             print(f"{name} {index + 1}/{count}", flush=True)
 
 

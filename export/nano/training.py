@@ -52,7 +52,8 @@ class Log:
         """Take in the figures of one step."""
         self._count += 1
         for name, value in figures.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            plain = value.item() if isinstance(value, Tensor) else value
+            self._sums[name] = self._sums.get(name, 0.0) + plain
 
     def write(self, step: int, **more: float) -> None:
         """Write the means and `more`; start over."""

@@ -9,7 +9,8 @@ The maths of one hop, all in float32 (B = batch, usually 1):
 5.  level = 0.995 * level + 0.005 * mean; features = concat(mean, largest, mean - level) * 0.2 -> [B, 60].
 6.  h = relu(features @ `inputs.weight`.T + `inputs.bias`) -> [B, 32].
 7.  A GRU cell as torch has it, with `cell.weight_ih` [120, 32], `cell.weight_hh` [120, 40] and both biases,
-    rows [r; z; n]: r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r * h_n), hidden = (1 - z) * n + z * hidden.
+    rows [r; z; n]: r = sigmoid(i_r + h_r), z = sigmoid(i_z + h_z), n = tanh(i_n + r * h_n);
+    hidden = (1 - z) * n + z * hidden.
 8.  probability = sigmoid(hidden @ `output.weight`.T + `output.bias`) -> [B, 1].
 
 The carried state is one tensor [B, 124] = concat(context 64, level 20, hidden 40). At the start it is zero but for

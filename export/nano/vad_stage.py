@@ -3,8 +3,8 @@
 python -m export.nano.vad_stage DATA_FOLDER RUN_FOLDER [--steps N]
 
 A scene of some seconds holds up to three clips of speech or non-speech with pauses, over a background from silence to
-loud, at a random level. A hop is speech where the clean speech in it is within 35 dB of the scene's loudest; hops at an
-edge, where speech fills between a tenth and half, carry no label.
+loud, at a random level. A hop is speech where the clean speech in it is within 35 dB of the scene's loudest. No label:
+hops at an edge, where speech fills between a tenth and half, and speech drowned by the background.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
+from scipy.signal import lfilter
 from torch import Tensor
 
 from export.nano import augment, corpus, noises, training
@@ -26,6 +27,7 @@ from export.nano.vad import HOP, RATE, VAD, WEIGHTS
 
 _SECONDS, _BATCH = 6, 16
 _IGNORED = -1.0
+_HIDDEN = 0.5  # speech that nobody could hear; becomes ignored
 _TRAIN = ("questions_espeak", "questions_flite", "questions_piper", "questions_kokoro", "other_talk")
 _TEST = ("test_espeak", "test_flite", "test_kokoro")
 
@@ -83,25 +85,31 @@ def draw_scene(rng: Random, sounds: Sounds) -> tuple[np.ndarray, np.ndarray]:
             wave = noises.draw_noise(rng, kinds, speak, rng.uniform(0.3, 2.5))[1]
             _place(other, wave * gain, start)
         start += len(wave) + rng.randint(RATE // 3, 2 * RATE)
-    labels = speech_hops(clean)
+    peak = max(float(np.abs(clean + other).max()), 1e-4)
+    clean, other = clean / peak, other / peak
+    level = 10 ** rng.uniform(-4, -0.9) if rng.random() < 0.85 else 0.0
+    other = other + _background(rng, length) * level
+    labels = np.where(_audible(clean, other), speech_hops(clean), np.minimum(speech_hops(clean), _HIDDEN))
     scene = clean + other
     if rng.random() < 0.35:
         scene = augment.reverberate(scene, rng)
-    return _background(scene, rng, labels), labels
+    scene *= 10 ** rng.uniform(-2.3, 0) / max(float(np.abs(scene).max()), 1e-6)
+    return np.round(scene * 32767).astype(np.float32) / 32768, np.where(labels == _HIDDEN, _IGNORED, labels)
 
 
-def _background(scene: np.ndarray, rng: Random, labels: np.ndarray) -> np.ndarray:
-    """Lay a steady background under the scene and set its level: peak -46 to 0 dB of full scale."""
-    scene = scene / max(float(np.abs(scene).max()), 1e-4)
-    draws = np.random.default_rng(rng.getrandbits(63))
-    floor = draws.standard_normal(len(scene)).astype(np.float32)
+def _background(rng: Random, length: int) -> np.ndarray:
+    """A steady background of unit power, white or falling with frequency."""
+    floor = np.random.default_rng(rng.getrandbits(63)).standard_normal(length)
     if rng.random() < 0.7:
-        floor = augment.tilt(np.cumsum(floor * 0.2) - np.linspace(0, float(floor.sum()) * 0.2, len(floor)), 0.97)
-    level = 10 ** rng.uniform(-4, -0.9) if rng.random() < 0.85 else 0.0
-    scene = scene + floor * (level / max(float(floor.std()), 1e-6))
-    peak = 10 ** rng.uniform(-2.3, 0)
-    scene = scene * (peak / float(max(np.abs(scene).max(), 1e-6)))
-    return np.round(np.clip(scene, -1, 1) * 32767).astype(np.float32) / 32768
+        floor = np.asarray(lfilter([1], [1, -rng.uniform(0.5, 0.98)], floor))
+    return (floor / max(float(floor.std()), 1e-6)).astype(np.float32)
+
+
+def _audible(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Hops where speech, over a fifth of a second around them, is at most 3 dB weaker than everything else."""
+    powers = [(part[: len(part) // HOP * HOP].reshape(-1, HOP) ** 2).mean(1) for part in (clean, other)]
+    smooth = [np.convolve(power, np.ones(7) / 7, "same") for power in powers]
+    return smooth[0] > 0.5 * smooth[1]
 
 
 def draw_batch(rng: Random, sounds: Sounds, count: int) -> tuple[Tensor, Tensor]:

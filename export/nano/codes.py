@@ -1,0 +1,146 @@
+"""Codes of every recording by the trained encoder, computed once and kept beside the run.
+
+python -m export.nano.codes DATA_FOLDER RUN_FOLDER
+
+Questions are coded clean and after two random disturbances; the target voice at four shifts of 20 ms, so that the same
+words meet the codes' 80 ms grid in every phase.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from scipy.signal import resample_poly
+from torch import Tensor
+
+from export.nano import augment, corpus, training
+from export.nano.audio_tokenizer import length_mask
+from export.nano.corpus import Recording
+from export.nano.features import SPOKEN_HOP, heard_lengths, heard_mel
+from export.nano.model import AudioTokenizer
+from export.nano.tokenizer_stage import TokenizerTrainer
+
+QUESTIONS = ("questions_espeak", "questions_flite", "questions_piper", "questions_kokoro", "other_talk", "noises")
+TESTS = (
+    "test_espeak",
+    "test_espeak_seen",
+    "test_flite",
+    "test_festival",
+    "test_kokoro",
+    "test_other_talk",
+    "test_noises",
+)
+TARGETS = ("answers", "answers_heldout")
+SHIFTS = 4
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class CodedSet:
+    """Codes [frames, levels] of `variants` versions of each clip: clip i in version v is span `i * variants + v`."""
+
+    codes: Tensor
+    starts: Tensor
+    variants: int
+
+    def __len__(self) -> int:
+        return (len(self.starts) - 1) // self.variants
+
+    def of(self, clip: int, variant: int) -> Tensor:
+        """Codes [L, levels] of one version of one clip."""
+        at = clip * self.variants + variant
+        return self.codes[self.starts[at] : self.starts[at + 1]].long()
+
+
+def load_tokenizer(run: Path) -> AudioTokenizer:
+    """The audio tokenizer of stage 1, its codebooks rounded to bfloat16 as they ship; FileNotFoundError before it."""
+    state = training.load_state(run / "tokenizer.pt")
+    if state is None:
+        raise FileNotFoundError(f"{run / 'tokenizer.pt'} is missing; run export.nano.tokenizer_stage first")
+    trainer = TokenizerTrainer()
+    trainer.load_state_dict(state["model"])
+    for book in trainer.tokenizer.audio_bridge_model.codebooks:
+        book.embed.copy_(book.embed.bfloat16().float())
+    return trainer.tokenizer.eval()
+
+
+def target_wave(recording: Recording, shift: int, generator: np.random.Generator) -> np.ndarray:
+    """A target clip at 24 kHz, `shift` mel frames late, dithered, padded to whole codes."""
+    code = 4 * SPOKEN_HOP
+    wave = np.pad(recording.wave(), (shift * SPOKEN_HOP, 0))
+    wave = np.pad(wave, (0, -len(wave) % code))
+    return (wave + 1e-3 * generator.standard_normal(len(wave))).astype(np.float32)
+
+
+@torch.no_grad()
+def encode_waves(tokenizer: AudioTokenizer, waves: list[np.ndarray], bins: int) -> list[Tensor]:
+    """Codes [L, levels] of 16 kHz waves, each as if encoded alone."""
+    longest = max(map(len, waves)) + 400
+    padded = torch.zeros(len(waves), longest + -longest % 640)
+    for row, wave in zip(padded, waves, strict=True):
+        row[: len(wave)] = torch.from_numpy(wave)
+    lengths = heard_lengths(torch.tensor([len(w) for w in waves]), tokenizer.pool)
+    hidden = tokenizer.audio_model(heard_mel(padded, bins), lengths[1], lengths[0])
+    pooled = tokenizer.audio_bridge_model.pooled(hidden)
+    valid = length_mask(lengths[2], pooled.shape[1])
+    codes = tokenizer.audio_bridge_model.encode(pooled[valid])
+    return list(codes.split(lengths[2].tolist()))
+
+
+def versions(recording: Recording, name: str, index: int) -> list[np.ndarray]:
+    """The 16 kHz waves of a clip that are coded."""
+    rng = Random(f"{name}/{index}")
+    if name in TARGETS:
+        draws = np.random.default_rng(rng.getrandbits(63))
+        shifted = [target_wave(recording, shift, draws) for shift in range(SHIFTS)]
+        return [resample_poly(wave, 2, 3).astype(np.float32) for wave in shifted]
+    clean = np.pad(recording.wave(), (800, 800))
+    if name in TESTS:
+        return [clean]
+    return [clean, *(augment.disturb(recording.wave(), rng, [])[0] for _ in range(2))]
+
+
+def encode_set(tokenizer: AudioTokenizer, recordings: list[Recording], name: str, bins: int) -> CodedSet:
+    """Code every version of every clip."""
+    waves = [wave for i, recording in enumerate(recordings) for wave in versions(recording, name, i)]
+    order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
+    coded: list[Tensor] = [torch.zeros(0)] * len(waves)
+    for i in range(0, len(order), _BATCH):
+        part = order[i : i + _BATCH]
+        for at, codes in zip(part, encode_waves(tokenizer, [waves[j] for j in part], bins), strict=True):
+            coded[at] = codes
+    starts = torch.tensor([0, *(len(c) for c in coded)]).cumsum(0)
+    return CodedSet(torch.cat(coded).to(torch.int16), starts, len(waves) // len(recordings))
+
+
+def load_codes(run: Path, name: str) -> CodedSet | None:
+    """What `main` has kept of a set."""
+    state = training.load_state(run / "codes" / f"{name}.pt")
+    return None if state is None else CodedSet(**state)
+
+
+def main() -> None:
+    """Code every set that exists and is not coded yet, or has grown since."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("run", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(arguments.run)
+    bins = tokenizer.audio_model.conv1.in_channels
+    for name in (*TARGETS, *TESTS, *QUESTIONS):
+        recordings = corpus.recordings(arguments.folder / name)
+        kept = load_codes(arguments.run, name)
+        if recordings and (kept is None or len(kept) != len(recordings)):
+            coded = encode_set(tokenizer, recordings, name, bins)
+            training.save_state(
+                arguments.run / "codes" / f"{name}.pt", codes=coded.codes, starts=coded.starts, variants=coded.variants
+            )
+            print(f"{name}: {len(recordings)} clips, {len(coded.codes)} frames", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Drawn pictures with their questions and answers: shapes, digits and signs, as a cheap camera would see them.
+
+Drawn on the fly from a random source. Digits are scikit-learn's 8 x 8 handwriting (BSD-3, from UCI's optical digits), a
+fifth of which is held out; held-out shapes and signs come from other seeds.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from export.nano import domain
+from export.nano.split import read_split
+
+SIZE = 112  # pixels, a multiple of 28
+CELL = 28  # pixels of one token
+_COLORS = {
+    "red": (205, 35, 35),
+    "green": (40, 160, 60),
+    "blue": (45, 80, 205),
+    "yellow": (235, 210, 50),
+    "white": (245, 245, 245),
+    "purple": (140, 50, 165),
+    "orange": (240, 135, 30),
+}
+_GROUNDS = ((25, 25, 30), (90, 90, 95), (150, 140, 130), (60, 75, 70))
+KINDS: list[str] = ["nothing", *domain.SHAPES, "digit", "sign"]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One drawn shape, in pixels."""
+
+    kind: str
+    color: str
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Pixels [SIZE, SIZE, 3] uint8 and what is in them."""
+
+    pixels: np.ndarray
+    shapes: tuple[Shape, ...] = ()
+    digit: int | None = None
+    sign: str | None = None
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Labels of each 28-pixel cell [rows, columns]: index into KINDS, and 1 + index into domain.COLORS (0: none),
+        of the shape whose centre lies in it; a digit or sign fills all cells."""
+        rows = SIZE // CELL
+        kind, color = np.zeros((rows, rows), np.int64), np.zeros((rows, rows), np.int64)
+        if self.digit is not None or self.sign is not None:
+            kind[:] = KINDS.index("sign" if self.digit is None else "digit")
+        for shape in self.shapes:
+            at = int(shape.y // CELL), int(shape.x // CELL)
+            kind[at], color[at] = KINDS.index(shape.kind), 1 + domain.COLORS.index(shape.color)
+        return kind, color
+
+
+@cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_digits  # only needed where pictures of digits are drawn
+
+    images, labels = load_digits(return_X_y=True)
+    return images.reshape(-1, 8, 8), labels
+
+
+def _outline(shape: Shape, turn: float) -> list[tuple[float, float]]:
+    """Corner points; a circle is drawn otherwise."""
+    r = shape.radius
+    if shape.kind == "cross":
+        w = r * 0.35
+        points = [
+            (-w, -r),
+            (w, -r),
+            (w, -w),
+            (r, -w),
+            (r, w),
+            (w, w),
+            (w, r),
+            (-w, r),
+            (-w, w),
+            (-r, w),
+            (-r, -w),
+            (-w, -w),
+        ]
+    elif shape.kind == "star":
+        radii = [r if i % 2 == 0 else 0.42 * r for i in range(10)]
+        points = [(q * np.sin(np.pi * i / 5), -q * np.cos(np.pi * i / 5)) for i, q in enumerate(radii)]
+    else:
+        n = {"square": 4, "triangle": 3}[shape.kind]
+        shift = np.pi / 4 if n == 4 else 0
+        points = [(r * np.sin(2 * np.pi * i / n + shift), -r * np.cos(2 * np.pi * i / n + shift)) for i in range(n)]
+    c, s = np.cos(turn), np.sin(turn)
+    return [(shape.x + c * x - s * y, shape.y + s * x + c * y) for x, y in points]
+
+
+def _jitter(rng: Random, color: tuple[int, int, int], amount: int = 18) -> tuple[int, int, int]:
+    r, g, b = (min(255, max(0, c + rng.randint(-amount, amount))) for c in color)
+    return r, g, b
+
+
+def _draw_shapes(rng: Random, canvas: ImageDraw.ImageDraw, shapes: list[Shape]) -> None:
+    for shape in shapes:
+        fill = _jitter(rng, _COLORS[shape.color])
+        if shape.kind == "circle":
+            box = (shape.x - shape.radius, shape.y - shape.radius, shape.x + shape.radius, shape.y + shape.radius)
+            canvas.ellipse(box, fill=fill)
+        else:
+            canvas.polygon(_outline(shape, rng.uniform(-0.3, 0.3)), fill=fill)
+
+
+def _place_shapes(rng: Random, count: int) -> list[Shape]:
+    """Shapes whose centres lie in different cells and which do not overlap much."""
+    shapes: list[Shape] = []
+    low, high = (18, 36) if count == 1 else (10, 22) if count <= 3 else (9, 14)
+    for _ in range(200):
+        if len(shapes) == count:
+            break
+        r = rng.uniform(low, high)
+        new = Shape(
+            rng.choice(domain.SHAPES), rng.choice(domain.COLORS), rng.uniform(r, SIZE - r), rng.uniform(r, SIZE - r), r
+        )
+        if all(np.hypot(new.x - s.x, new.y - s.y) > 0.9 * (r + s.radius) + 2 for s in shapes):
+            cells = {(int(s.x // CELL), int(s.y // CELL)) for s in shapes}
+            if (int(new.x // CELL), int(new.y // CELL)) not in cells:
+                shapes.append(new)
+    return shapes
+
+
+def _camera(rng: Random, image: Image.Image) -> np.ndarray:
+    """Perspective, blur, exposure, noise."""
+    if rng.random() < 0.5:
+        tilt = [rng.uniform(-0.0004, 0.0004) for _ in range(2)]
+        shear = [rng.uniform(-0.06, 0.06) for _ in range(2)]
+        centre = -SIZE / 2
+        image = image.transform(
+            image.size,
+            Image.Transform.PERSPECTIVE,
+            (1, shear[0], shear[0] * centre, shear[1], 1, shear[1] * centre, *tilt),
+            Image.Resampling.BILINEAR,
+        )
+    if rng.random() < 0.5:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.0)))
+    pixels = np.asarray(image, np.float32) * rng.uniform(0.75, 1.15) + rng.uniform(-15, 15)
+    noise = np.random.default_rng(rng.getrandbits(63)).standard_normal(pixels.shape)
+    return np.clip(pixels + noise * rng.uniform(0, 10), 0, 255).astype(np.uint8)
+
+
+def _canvas(rng: Random) -> Image.Image:
+    return Image.new("RGB", (SIZE, SIZE), _jitter(rng, rng.choice(_GROUNDS)))
+
+
+def draw_shapes(rng: Random, count: int) -> Picture:
+    """A picture of up to `count` shapes."""
+    image, shapes = _canvas(rng), _place_shapes(rng, count)
+    _draw_shapes(rng, ImageDraw.Draw(image), shapes)
+    return Picture(_camera(rng, image), tuple(shapes))
+
+
+def draw_digit(rng: Random, heldout: bool) -> Picture:
+    """One handwritten digit, large."""
+    modulus, residue = read_split().heldout_digit
+    images, labels = _digits()
+    chosen = [i for i in range(len(images)) if (i % modulus == residue) == heldout]
+    index = rng.choice(chosen)
+    side = rng.randint(70, 100)
+    glyph = Image.fromarray((images[index] * 15.9).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    image = _canvas(rng)
+    ink = Image.new("RGB", glyph.size, _jitter(rng, rng.choice(((250, 250, 250), (235, 210, 50), (240, 150, 60)))))
+    image.paste(ink, (rng.randint(0, SIZE - glyph.size[0]), rng.randint(0, SIZE - glyph.size[1])), glyph)
+    return Picture(_camera(rng, image), digit=int(labels[index]))
+
+
+def draw_sign(rng: Random) -> Picture:
+    """One word of domain.SIGNS in capitals on a plate."""
+    image, word = _canvas(rng), rng.choice(domain.SIGNS)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(rng.randint(24, 34))
+    left, top, right, bottom = draw.textbbox((0, 0), word.upper(), font=font)
+    x, y = (rng.uniform(2, max(3.0, SIZE - size - 4)) for size in (right - left, bottom - top))
+    plate = _jitter(rng, rng.choice(((200, 40, 40), (240, 240, 235), (40, 80, 170), (235, 200, 60))))
+    draw.rectangle((x - 6, y - 6, x + right - left + 6, y + bottom - top + 6), fill=plate)
+    ink = (15, 15, 20) if sum(plate) > 450 else (250, 250, 250)
+    draw.text((x - left, y - top), word.upper(), font=font, fill=ink)
+    return Picture(_camera(rng, image), sign=word)
+
+
+def draw_picture(rng: Random, heldout: bool = False) -> Picture:
+    """A picture of any kind; half show one object."""
+    kind = rng.random()
+    if kind < 0.2:
+        return draw_digit(rng, heldout)
+    if kind < 0.3:
+        return draw_sign(rng)
+    return draw_shapes(rng, 1 if kind < 0.55 else rng.randint(2, 5))
+
+
+def _plural(kind: str) -> str:
+    return kind + ("es" if kind == "cross" else "s")
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"there is one {one}" if n == 1 else f"there are {domain.number(n)} {many}"
+
+
+def _side(shape: Shape) -> str:
+    dx, dy = shape.x - SIZE / 2, shape.y - SIZE / 2
+    if max(abs(dx), abs(dy)) < SIZE / 8:
+        return "in the middle"
+    if abs(dx) >= abs(dy):
+        return "on the left" if dx < 0 else "on the right"
+    return "on the top" if dy < 0 else "on the bottom"
+
+
+def questions(picture: Picture) -> list[tuple[str, str]]:
+    """Every question about the picture that has one right answer, with that answer; the questions are the domain's."""
+    if picture.digit is not None:
+        words = domain.number(picture.digit)
+        return [("what digit is this", f"it is a {words}"), ("which number is this", f"it is a {words}")]
+    if picture.sign is not None:
+        return [("what does it say", f"it says {picture.sign}"), ("what word is this", f"it says {picture.sign}")]
+    shapes, found = picture.shapes, []
+    counted = _count(len(shapes), "shape", "shapes")
+    found += [("how many shapes are there", counted), ("how many shapes do you see", counted)]
+    if len(shapes) == 1:
+        seen = f"it is a {shapes[0].color} {shapes[0].kind}"
+        found += [("what shape is this", seen), ("what do you see", seen)]
+    found += _by_kind(shapes) + _by_color(shapes)
+    return found + _by_size(shapes)
+
+
+def _by_kind(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
+    found = []
+    for kind in domain.SHAPES:
+        those = [s for s in shapes if s.kind == kind]
+        found.append((f"how many {_plural(kind)} are there", _count(len(those), kind, _plural(kind))))
+        if len(those) == 1:
+            found.append((f"what color is the {kind}", f"the {kind} is {those[0].color}"))
+            found.append((f"where is the {kind}", f"the {kind} is {_side(those[0])}"))
+    return found
+
+
+def _by_color(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
+    found = []
+    for color in domain.COLORS:
+        those = [s for s in shapes if s.color == color]
+        found.append((f"how many {color} shapes are there", _count(len(those), f"{color} shape", f"{color} shapes")))
+        if len(those) == 1:
+            found.append((f"which shape is {color}", f"the {those[0].kind} is {color}"))
+    return found
+
+
+def _by_size(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
+    if len(shapes) < 2:
+        return []
+    order = sorted(shapes, key=lambda s: s.radius)
+    found = []
+    if order[-1].radius > 1.3 * order[-2].radius:
+        found.append(("which shape is the biggest", f"the {order[-1].kind} is the biggest"))
+    if order[0].radius < order[1].radius / 1.3:
+        found.append(("which shape is the smallest", f"the {order[0].kind} is the smallest"))
+    return found
+
+
+def patches(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Pixels [SIZE, SIZE, 3] -> patches [64, 1176] in merge-block order, the two time slices alike."""
+    x = ((pixels / 255.0 - np.array(mean)) / np.array(std)).astype(np.float32)
+    n = SIZE // CELL
+    x = x.reshape(n, 2, 14, n, 2, 14, 3).transpose(0, 3, 1, 4, 6, 2, 5)  # block, sub-block, channel, y, x
+    return np.repeat(x.reshape(n * n * 4, 3, 1, 14, 14), 2, axis=2).reshape(n * n * 4, -1)

@@ -1,0 +1,136 @@
+"""Training sequences in the official prompt format: token ids, audio codes, pictures, and what to predict where.
+
+The strings are those that the runtime builds: `<C_Q>{user}<C_A>{answer}<|endoftext|>` for a text answer, the same with
+`<audiotext_start>` before `<C_A>` and `{text}<audiogen_start>{frames}<audiogen_end>` for a spoken one, an instruction
+and the audio alone for a transcription, `{text}<audiogen_start>{frames}` for reading aloud; a system prompt in front
+or none.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from export.nano import vocabulary
+
+_NONE = -100
+
+
+@dataclass
+class Sequence:
+    """One sequence in the making; a label sits on the position that predicts it."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)  # next token to learn, or -100
+    codes: list[Tensor] = field(default_factory=list)  # [levels] of each audio pad
+    heard: list[bool] = field(default_factory=list)  # of each audio pad: was it input (true) or generated
+    frames: dict[int, Tensor] = field(default_factory=dict)  # position -> codes [levels] of the frame to predict
+    pictures: list[Tensor] = field(default_factory=list)  # patches [n, values] of each picture, in order
+
+    def add(self, ids: list[int], learn: bool = False) -> None:
+        """Append tokens; `learn`: each is a label of the position before it."""
+        for token in ids:
+            if learn:
+                self.labels[-1] = token
+            self.ids.append(token)
+            self.labels.append(_NONE)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded right: ids, labels [batch, T]; codes of all audio pads [n, levels]; frames to predict."""
+
+    ids: Tensor
+    labels: Tensor
+    codes: Tensor
+    heard: Tensor  # [n] bool
+    frame_at: Tensor  # [m, 2]: item, position
+    frames: Tensor  # [m, levels]
+    pictures: Tensor  # [pictures, patches, values], all of one size
+
+
+class Writer:
+    """Writes the parts of a prompt with the checkpoint's own tokenizer."""
+
+    def __init__(self, folder: Path, end_frame: tuple[int, ...]) -> None:
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._end_frame = torch.tensor(end_frame)
+
+    def token(self, name: str) -> int:
+        """Id of an added token."""
+        found = self._tokenizer.token_to_id(name)
+        assert found is not None, name
+        return found
+
+    def text(self, sequence: Sequence, text: str, learn: bool = False) -> None:
+        """Plain text and added tokens by name."""
+        sequence.add(self._tokenizer.encode(text).ids, learn)
+
+    def hear(self, sequence: Sequence, codes: Tensor) -> None:
+        """The user's audio."""
+        sequence.add([self.token("<audio_start_baichuan>")])
+        sequence.add([self.token("<audio_pad_baichuan>")] * len(codes))
+        sequence.codes += list(codes)
+        sequence.heard += [True] * len(codes)
+        sequence.add([self.token("<audio_end_baichuan>")])
+
+    def see(self, sequence: Sequence, patches: Tensor, tokens: int) -> None:
+        """A picture of `tokens` rows."""
+        sequence.add([self.token("<img_start_baichuan>")])
+        sequence.add([self.token("<img_pad_baichuan>")] * tokens)
+        sequence.pictures.append(patches)
+        sequence.add([self.token("<img_end_baichuan>")])
+
+    def say(self, sequence: Sequence, codes: Tensor, learn: bool = True) -> None:
+        """The assistant's audio after audiogen_start, frames and end frame to be learnt; closes with audiogen_end."""
+        for frame in [*codes, self._end_frame]:
+            if learn:
+                sequence.frames[len(sequence.ids) - 1] = frame
+            if frame is not self._end_frame:
+                sequence.add([self.token("<audio_pad_baichuan>")])
+                sequence.codes.append(frame)
+                sequence.heard.append(False)
+        sequence.add([self.token("<audiogen_end_baichuan>")])
+
+    def system(self, sequence: Sequence, which: int | None) -> None:
+        """One of the official system prompts, or none."""
+        if which is not None:
+            self.text(sequence, "<B_SYS>" + vocabulary.SYSTEM_PROMPTS[which])
+
+    def answer(self, sequence: Sequence, text: str, spoken: Tensor | None = None, last: bool = True) -> None:
+        """The assistant's turn: text, its speech if given, and the end of the reply if it is the last turn."""
+        self.text(sequence, ("<audiotext_start_baichuan>" if spoken is not None else "") + "<C_A>")
+        self.text(sequence, text, learn=last)
+        if spoken is not None:
+            self.text(sequence, "<audiogen_start_baichuan>", learn=last)
+            self.say(sequence, spoken, learn=last)
+        if last:
+            self.text(sequence, vocabulary.EOS, learn=True)
+
+
+def collate(sequences: list[Sequence], pad: int, levels: int) -> Batch:
+    """Pad with `pad` (end of text) on the right."""
+    longest = max(len(s.ids) for s in sequences)
+    ids = torch.full((len(sequences), longest), pad)
+    labels = torch.full((len(sequences), longest), _NONE)
+    places, frames, codes, heard, pictures = [], [], [], [], []
+    for i, sequence in enumerate(sequences):
+        ids[i, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        labels[i, : len(sequence.ids)] = torch.tensor(sequence.labels)
+        places += [(i, position) for position in sequence.frames]
+        frames += list(sequence.frames.values())
+        codes += sequence.codes
+        heard += sequence.heard
+        pictures += sequence.pictures
+    empty = torch.zeros(0, levels, dtype=torch.long)
+    return Batch(
+        ids,
+        labels,
+        torch.stack(codes) if codes else empty,
+        torch.tensor(heard, dtype=torch.bool),
+        torch.tensor(places, dtype=torch.long).view(-1, 2),
+        torch.stack(frames) if frames else empty,
+        torch.stack(pictures) if pictures else torch.zeros(0, 0, 0),
+    )

@@ -1,0 +1,244 @@
+"""Stage 4: the vocoder, from the target voice's mel to its waveform.
+
+python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--adversarial N]
+
+The first N steps minimise log-magnitude distances at four STFT resolutions and the mel's L1; F0 comes from a pitch
+tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang et al.
+2021, arXiv:2106.07889) joins for the adversarial steps, and half of the batches start from predicted mels where the
+decoder stage has left some.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.nano import corpus, training
+from export.nano.config import read_config
+from export.nano.corpus import Recording
+from export.nano.features import SPOKEN_HOP, SPOKEN_RATE, spoken_mel
+from export.nano.pitch import frame_f0
+from export.nano.vocoder import HiFT
+
+CONFIG = Path(__file__).with_name("checkpoint")
+_CROP = 20  # mel frames of a training piece
+_BATCH = 8
+_RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # (n_fft, hop)
+_VOICED = 10.0  # Hz, the vocoder's own threshold
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Aligned crops: mel [batch, bins, T], F0 [batch, T] in Hz, waveform [batch, 480 T]."""
+
+    mel: Tensor
+    f0: Tensor
+    wave: Tensor
+
+
+class TargetVoice:
+    """Clips of the target voice with F0 (tracked once, kept in the run's folder)."""
+
+    def __init__(self, recordings: list[Recording], cache: Path, bins: int) -> None:
+        self.recordings, self.bins = recordings, bins
+        known = dict(np.load(cache)) if cache.exists() else {}
+        key = "f0_{0.text}_{0.samples}".format
+        missing = [r for r in recordings if key(r.clip) not in known]
+        known |= {key(r.clip): frame_f0(r.wave(), SPOKEN_RATE, SPOKEN_HOP) for r in missing}
+        if missing:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            np.savez(cache, **known)
+        self.f0 = [known[key(r.clip)] for r in recordings]
+
+    def crop(self, rng: Random, index: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Waveform and F0 of a random piece; a short clip is padded with faint noise."""
+        wave, f0 = self.recordings[index].wave(), self.f0[index]
+        start = rng.randint(0, max(0, len(f0) - frames))
+        out = 1e-3 * np.random.default_rng(rng.getrandbits(63)).standard_normal(frames * SPOKEN_HOP)
+        piece = wave[start * SPOKEN_HOP : (start + frames) * SPOKEN_HOP]
+        out[: len(piece)] += piece
+        pitch = np.zeros(frames)
+        pitch[: len(f0[start : start + frames])] = f0[start : start + frames]
+        return out.astype(np.float32), pitch.astype(np.float32)
+
+    def draw(self, rng: Random, count: int, frames: int = _CROP) -> Piece:
+        """Random pieces."""
+        pairs = [self.crop(rng, rng.randrange(len(self.recordings)), frames) for _ in range(count)]
+        wave, f0 = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        return Piece(spoken_mel(wave, self.bins), f0, wave)
+
+
+def log_spectrum(wave: Tensor, n_fft: int, hop: int) -> Tensor:
+    """Log-magnitudes [batch, bins, frames]."""
+    window = torch.hann_window(n_fft)
+    return torch.stft(wave, n_fft, hop, window=window, return_complex=True).abs().clamp(min=1e-4).log()
+
+
+def spectral_loss(got: Tensor, want: Tensor) -> Tensor:
+    """Mean over resolutions of the L1 of log-magnitudes plus the relative L2 of magnitudes."""
+    total = got.new_zeros(())
+    for n_fft, hop in _RESOLUTIONS:
+        a, b = log_spectrum(got, n_fft, hop), log_spectrum(want, n_fft, hop)
+        convergence = (a.exp() - b.exp()).norm() / b.exp().norm()
+        total = total + F.l1_loss(a, b) + convergence
+    return total / len(_RESOLUTIONS)
+
+
+def pitch_loss(predicted: Tensor, f0: Tensor) -> Tensor:
+    """Relative error where voiced; where unvoiced, what lies above the voicing threshold counts."""
+    voiced = f0 > 0
+    error = torch.where(voiced, (predicted - f0).abs() / 100, (predicted - _VOICED / 2).abs() / 100)
+    return error.mean()
+
+
+class ResolutionDiscriminator(nn.Module):
+    """2-D convolutions on one log-spectrogram; returns every layer's output, the last being the score."""
+
+    def __init__(self, n_fft: int, hop: int, channels: int = 16) -> None:
+        super().__init__()
+        self.n_fft, self.hop = n_fft, hop
+        sizes = [(1, channels, (1, 1)), *[(channels, channels, (2, 1))] * 3, (channels, channels, (1, 1))]
+        self.layers = nn.ModuleList(
+            nn.utils.parametrizations.weight_norm(nn.Conv2d(i, o, (5, 3), stride=s, padding=(2, 1)))
+            for i, o, s in sizes
+        )
+        self.score = nn.utils.parametrizations.weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, wave: Tensor) -> list[Tensor]:
+        x, outputs = log_spectrum(wave, self.n_fft, self.hop)[:, None], []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.1)
+            outputs.append(x)
+        return [*outputs, self.score(x)]
+
+
+class Discriminator(nn.Module):
+    """Three resolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(ResolutionDiscriminator(n, h) for n, h in _RESOLUTIONS[1:])
+
+    def forward(self, wave: Tensor) -> list[list[Tensor]]:
+        return [part(wave) for part in self.parts]
+
+
+def discriminator_loss(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
+    """Least squares (Mao et al. 2016, arXiv:1611.04076): real to 1, made to 0."""
+    scores = zip(real, made, strict=True)
+    return torch.stack([(1 - r[-1]).square().mean() + m[-1].square().mean() for r, m in scores]).sum()
+
+
+def generator_loss(real: list[list[Tensor]], made: list[list[Tensor]]) -> Tensor:
+    """Made to 1, and inner outputs like those of the real wave."""
+    total = torch.zeros(())
+    for r, m in zip(real, made, strict=True):
+        alike = torch.stack([F.l1_loss(b, a.detach()) for a, b in zip(r[:-1], m[:-1], strict=True)]).mean()
+        total = total + (1 - m[-1]).square().mean() + 2 * alike
+    return total
+
+
+class VocoderTrainer:
+    """Vocoder, discriminator, their optimizers and the step they are at."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / "vocoder.pt"
+        config = read_config(CONFIG)
+        self.bins = config.vocoder.in_channels
+        self.hift, self.judge = HiFT(config.vocoder), Discriminator()
+        with torch.no_grad():
+            # Start at a speaking pitch instead of creeping up to it from 0 Hz.
+            self.hift.f0_predictor.classifier.weight.mul_(60)
+            self.hift.f0_predictor.classifier.bias.fill_(120.0)
+        self.optimizer = torch.optim.AdamW(self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01)
+        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99))
+        self.step = 0
+        if (state := training.load_state(self.path)) is not None:
+            self.hift.load_state_dict(state["model"])
+            self.judge.load_state_dict(state["judge"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+            self.step = state["step"]
+
+    def save(self) -> None:
+        """Keep everything."""
+        states = {"judge": self.judge, "optimizer": self.optimizer, "judge_optimizer": self.judge_optimizer}
+        kept = {name: part.state_dict() for name, part in states.items()}
+        training.save_state(self.path, model=self.hift.state_dict(), step=self.step, **kept)
+
+    def losses(self, piece: Piece) -> tuple[Tensor, dict[str, Tensor]]:
+        """The waveform from the given F0, and the parts of the loss but the adversarial one."""
+        phase, noise = self.hift.draw(piece.mel)
+        made = self.hift(piece.mel, phase, noise, piece.f0)
+        pitch = pitch_loss(self.hift.f0_predictor(piece.mel), piece.f0)
+        mel = F.l1_loss(spoken_mel(made, self.bins), spoken_mel(piece.wave, self.bins))
+        return made, {"spectrum": spectral_loss(made, piece.wave), "mel": mel, "pitch": pitch}
+
+    def train_step(self, piece: Piece, adversarial: bool) -> dict[str, Tensor]:
+        """One step of the vocoder, and of the discriminator once it has joined."""
+        made, parts = self.losses(piece)
+        loss = parts["spectrum"] + 4 * parts["mel"] + parts["pitch"]
+        if adversarial:
+            parts["judge"] = discriminator_loss(self.judge(piece.wave), self.judge(made.detach()))
+            training.clipped_step(parts["judge"], self.judge_optimizer, self.judge.parameters())
+            parts["fooling"] = generator_loss(self.judge(piece.wave), self.judge(made))
+            loss = loss + 0.15 * parts["fooling"]
+        training.clipped_step(loss, self.optimizer, self.hift.parameters())
+        self.step += 1
+        return {name: part.detach() for name, part in parts.items()}
+
+
+@torch.no_grad()
+def evaluate(trainer: VocoderTrainer, voice: TargetVoice) -> dict[str, float]:
+    """Losses on held-out clips with predicted F0, which is what inference uses."""
+    piece = voice.draw(Random(5), 24, 60)
+    phase, noise = trainer.hift.draw(piece.mel)
+    f0 = trainer.hift.f0_predictor(piece.mel)
+    made = trainer.hift(piece.mel, phase, noise, f0)
+    voiced = piece.f0 > 0
+    return {
+        "spectrum_heldout": float(spectral_loss(made, piece.wave)),
+        "mel_heldout": float(F.l1_loss(spoken_mel(made, trainer.bins), piece.mel)),
+        "f0_error_hz": float((f0 - piece.f0)[voiced].abs().mean()),
+        "voicing": float(((f0 > _VOICED) == voiced).float().mean()),
+    }
+
+
+def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 200) -> None:
+    """Train to `steps` and then `adversarial` more, going on from `run`/vocoder.pt."""
+    trainer = VocoderTrainer(run)
+    voice = TargetVoice(corpus.recordings(folder / "answers"), run / "f0.npz", trainer.bins)
+    heldout = TargetVoice(corpus.recordings(folder / "answers_heldout"), run / "f0_heldout.npz", trainer.bins)
+    log = training.Log(run / "vocoder.jsonl")
+    while trainer.step < steps + adversarial:
+        step = trainer.step
+        second = step >= steps
+        rate = (
+            training.cosine_rate(step - steps, adversarial, 3e-4) if second else training.cosine_rate(step, steps, 1e-3)
+        )
+        training.set_rate(trainer.optimizer, rate)
+        log.add(**trainer.train_step(voice.draw(training.seed_step(4, step), _BATCH), second))
+        if trainer.step % every == 0 or trainer.step == steps + adversarial:
+            trainer.save()
+            log.write(trainer.step, **(evaluate(trainer, heldout) if heldout.recordings else {}))
+
+
+def main() -> None:
+    """Train or go on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--adversarial", type=int, default=3000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    train(arguments.folder, arguments.run, arguments.steps, arguments.adversarial)
+
+
+if __name__ == "__main__":
+    main()

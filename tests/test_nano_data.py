@@ -1,0 +1,181 @@
+"""The small checkpoint's data: what is held out stays out, and the same seed gives the same recordings and pictures."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+from export.nano import corpus, domain, noises, pictures, vocabulary
+from export.nano.corpus import Clip
+from export.nano.pitch import frame_f0
+from export.nano.split import read_split
+
+needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+
+
+def test_no_voice_noise_or_variant_is_on_both_sides_of_the_split():
+    split = read_split()
+    assert not set(split.train_voices) & set(split.heldout_voices)
+    assert not set(split.train_noises) & set(split.heldout_noises)
+    held = {name.rsplit("+", 1)[1] for name in split.heldout_voices if "+" in name}
+    assert not held & {name.rsplit("+", 1)[1] for name in split.train_voices if "+" in name}
+
+
+def test_about_a_tenth_of_the_sentences_with_content_of_their_own_are_held_out():
+    rng, split = Random(0), read_split()
+    keys = {turn.key for turn in (domain.draw_turn(rng) for _ in range(8000)) if turn.key is not None}
+    share = sum(split.sentence_is_heldout(key) for key in keys) / len(keys)
+    assert 0.07 < share < 0.13
+
+
+def test_a_held_out_sum_is_held_out_under_every_carrier_phrase():
+    keys = {domain.draw_turn(Random(seed)).key for seed in range(300)}
+    assert not any(key.startswith(("what is", "calculate", "how much")) for key in keys if key)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_arithmetic_answers_are_right(seed):
+    values = {domain.number(n): n for n in range(100)}
+    rng = Random(seed)
+    turn = domain.draw_turn(rng)
+    while turn.intent not in ("add", "sub", "mul"):
+        turn = domain.draw_turn(rng)
+    for answer in [turn.answer] + [t.answer for t in [domain.draw_follow_up(rng, turn)] if t is not None]:
+        left, right = answer.split(" is ")
+        sign = next(word for word in ("plus", "minus", "times") if f" {word} " in left)
+        a, b = (values[words] for words in left.split(f" {sign} "))
+        assert values[right] == {"plus": a + b, "minus": a - b, "times": a * b}[sign]
+
+
+def test_a_follow_up_answers_from_the_turn_before():
+    light = domain.Turn("turn on the hall light", "the hall light is on", "light", "x")
+    answers = {t.question: t.answer for t in (domain.draw_follow_up(Random(i), light) for i in range(200)) if t}
+    assert answers["and the garden"] == "the garden light is on"
+    assert answers["make it red"] == "the hall light is red"
+    assert answers["say that again"] == light.answer
+
+
+def test_a_shard_reads_back_what_was_written(tmp_path):
+    waves = [np.linspace(-0.5, 0.5, 100), np.full(50, 0.25)]
+    clips = [
+        Clip("a", "b", "add", "k", "espeak/x", 0, 16000, 0, 0, [(3, "a")]),
+        Clip("", "", "noise", None, "n", 0, 8, 0, 0),
+    ]
+    corpus.write_shard(tmp_path / "s" / "000", list(zip(clips, waves, strict=True)))
+    read = corpus.recordings(tmp_path / "s")
+    assert [r.clip.samples for r in read] == [100, 50]
+    for recording, wave in zip(read, waves, strict=True):
+        assert np.abs(recording.wave() - wave).max() < 1e-4
+
+
+def test_a_shard_without_its_manifest_does_not_exist(tmp_path):
+    corpus.write_shard(tmp_path / "000", [(Clip("", "", "noise", None, "n", 0, 8, 0, 0), np.zeros(4))])
+    (tmp_path / "000.jsonl").unlink()
+    assert corpus.recordings(tmp_path) == []
+
+
+@needs_espeak
+def test_training_recordings_hold_no_held_out_sentence_and_no_held_out_voice(tmp_path):
+    from export.nano import synthesis
+
+    split = read_split()
+    for name in ("questions_espeak", "other_talk"):
+        clips = [c for c, _ in synthesis.make_shard(synthesis.PLANS[name], name, 0, tmp_path, size=60)]
+        assert not [c for c in clips if c.key is not None and split.sentence_is_heldout(c.key)]
+        assert not [c for c in clips if split.voice_is_heldout(c.voice)]
+    clips = [c for c, _ in synthesis.make_shard(synthesis.PLANS["test_espeak"], "test_espeak", 0, tmp_path, size=40)]
+    assert all(c.key is None or split.sentence_is_heldout(c.key) for c in clips)
+    assert all(split.voice_is_heldout(c.voice) for c in clips)
+
+
+@needs_espeak
+def test_the_same_shard_is_made_twice_alike_with_its_alignment(tmp_path):
+    made = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        code = "from export.nano import corpus, synthesis; from pathlib import Path; "
+        code += "plan = synthesis.PLANS['questions_espeak']; "
+        code += "clips = synthesis.make_shard(plan, 'questions_espeak', 3, Path('x'), size=4); "
+        code += f"corpus.write_shard(Path({str(folder)!r}) / '000', clips)"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, timeout=120)
+        made.append(corpus.recordings(folder))
+    for one, two in zip(*made, strict=True):
+        assert one.clip == two.clip and np.array_equal(one.wave(), two.wave())
+        assert len(one.clip.alignment) >= len(one.clip.text.replace(" ", "")) / 3
+        assert one.clip.alignment[-1][0] <= one.clip.samples
+
+
+def test_noises_are_deterministic_and_of_the_kinds_asked_for():
+    split = read_split()
+    for kind in split.train_noises + split.heldout_noises:
+        drawn = [noises.draw_noise(Random(3), [kind], lambda: np.ones(8000, np.float32), 1.0) for _ in range(2)]
+        assert drawn[0][0] == kind and np.array_equal(drawn[0][1], drawn[1][1])
+        assert np.isfinite(drawn[0][1]).all() and np.abs(drawn[0][1]).max() <= 0.71
+
+
+def test_pictures_are_deterministic_and_every_question_about_them_is_the_domains():
+    pytest.importorskip("sklearn")
+    known = set(domain.picture_questions())
+    for seed in range(30):
+        one, two = (pictures.draw_picture(Random(seed)) for _ in range(2))
+        assert np.array_equal(one.pixels, two.pixels)
+        assert {question for question, _ in pictures.questions(one)} <= known
+
+
+def test_picture_answers_say_what_was_drawn():
+    shapes = (pictures.Shape("circle", "red", 20, 56, 18), pictures.Shape("star", "blue", 80, 60, 10))
+    answers = dict(pictures.questions(pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes)))
+    assert answers["how many shapes are there"] == "there are two shapes"
+    assert answers["what color is the circle"] == "the circle is red"
+    assert answers["which shape is blue"] == "the star is blue"
+    assert answers["where is the circle"] == "the circle is on the left"
+    assert answers["which shape is the biggest"] == "the circle is the biggest"
+    kind, color = pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes).cells()
+    assert pictures.KINDS[kind[2, 0]] == "circle" and color[2, 2] == 1 + domain.COLORS.index("blue")
+
+
+def test_patches_are_in_the_order_the_vision_encoder_takes_them():
+    safetensors = pytest.importorskip("safetensors.numpy")
+    golden = safetensors.load_file(Path(__file__).parent / "golden" / "a" / "g03_vision.safetensors")
+    config = json.loads((Path(__file__).parent / "golden" / "a" / "checkpoint" / "config.json").read_text())
+    vision = config["visual_config"]
+    pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3)).astype(np.uint8)
+    pixels[:56, :84] = golden["f0.resized_rgb"]
+    got = pictures.patches(pixels, vision["image_mean"], vision["image_std"])
+    want = golden["f0.patches"].reshape(2, 3, 4, -1)
+    assert np.abs(got.reshape(4, 4, 4, -1)[:2, :3] - want).max() < 1e-5
+
+
+def test_every_word_of_the_world_is_one_token_of_the_committed_tokenizer():
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer.from_file(str(vocabulary.FOLDER / "tokenizer.json"))
+    assert not [w for w in domain.spoken_words() if len(tokenizer.encode(" " + w).ids) != 1]
+    config = json.loads((vocabulary.FOLDER / "config.json").read_text())
+    for name, token in {"audio_pad": "<audio_pad_baichuan>", "audiogen_end": "<audiogen_end_baichuan>"}.items():
+        assert config["audio_config"][f"{name}_token_id"] == tokenizer.token_to_id(token)
+    assert config["visual_config"]["image_pad_token_id"] == tokenizer.token_to_id("<img_pad_baichuan>")
+    assert config["video_config"]["video_place_token_id"] == tokenizer.token_to_id("<video_palce_baichuan>")
+    assert tokenizer.get_vocab_size() <= config["vocab_size"]
+
+
+def test_the_committed_tokenizer_is_the_one_that_the_script_makes(tmp_path):
+    (tmp_path / "config.json").write_text((vocabulary.FOLDER / "config.json").read_text())
+    vocabulary.write_tokenizer(tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (vocabulary.FOLDER / path.name).read_text(), path.name
+
+
+def test_the_pitch_tracker_follows_a_gliding_voice_and_hears_no_pitch_in_noise():
+    rate, n = 24000, 24000
+    f = np.linspace(100, 160, n)
+    phase = 2 * np.pi * np.cumsum(f) / rate
+    voice = sum(np.sin(h * phase) / h for h in range(1, 8))
+    track = frame_f0(np.asarray(voice), rate, 480)
+    assert np.abs(track[2:-4] - f[240::480][2:-4]).max() < 4
+    noise = np.random.default_rng(0).standard_normal(n)
+    assert (frame_f0(noise, rate, 480) > 0).mean() < 0.05
