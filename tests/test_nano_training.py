@@ -1,0 +1,224 @@
+"""Each training stage takes a step on a few made-up recordings, and what it feeds the model is what was meant."""
+
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import soundfile  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+from export.nano import (  # noqa: E402  # noqa: E402
+    codes,
+    corpus,
+    decoder_stage,
+    language_stage,
+    sequences,
+    tokenizer_stage,
+    vad,
+    vad_stage,
+    vocabulary,
+    vocoder_stage,
+)
+from export.nano.codes import CodedSet  # noqa: E402
+from export.nano.corpus import Clip, Recording  # noqa: E402
+from export.nano.features import heard_mel, spoken_mel  # noqa: E402
+
+pytestmark = pytest.mark.oracle
+GOLDEN = Path(__file__).parent / "golden" / "a"
+
+
+def tone(rng: Random, samples: int, rate: int) -> np.ndarray:
+    """A gliding harmonic sound with pauses, standing in for speech."""
+    t = np.arange(samples) / rate
+    pitch = 2 * np.pi * np.cumsum(rng.uniform(90, 180) + 20 * np.sin(6 * t)) / rate
+    voice = sum(np.sin(h * pitch) / h for h in range(1, 9)) * (np.sin(9 * t) > -0.5)
+    return 0.2 * np.asarray(voice)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Questions, noises and answers as synthesis leaves them."""
+    root, rng = tmp_path_factory.mktemp("data"), Random(0)
+    kinds = {"questions_espeak": ("add", 16000), "noises": ("noise", 16000), "answers": ("read", 24000)}
+    for name, (intent, rate) in kinds.items():
+        clips = []
+        for i in range(40):
+            wave = tone(rng, int(rate * rng.uniform(0.6, 0.9)), rate)
+            alignment = [] if intent == "noise" else [(j * len(wave) // 8, "aɪstəlɛm"[j]) for j in range(8)]
+            turn = 1 if name == "questions_espeak" and i % 2 else 0
+            answer = "it is a two" if intent == "add" else ""
+            text = "" if intent == "noise" else f"it is a {('two', 'six')[i % 2]}"
+            clips.append((Clip(text, answer, intent, None, "espeak/x", turn, rate, 0, 0, alignment), wave))
+        corpus.write_shard(root / name / "000", clips)
+    return root
+
+
+@cache
+def trainer() -> tokenizer_stage.TokenizerTrainer:
+    torch.manual_seed(0)
+    return tokenizer_stage.TokenizerTrainer()
+
+
+def coded(recordings: list[Recording], variants: int) -> CodedSet:
+    """Random codes of the right length and range."""
+    sizes = language_stage.read_config(language_stage.CONFIG).codebook_sizes
+    generator = torch.Generator().manual_seed(0)
+    parts = [
+        torch.stack([torch.randint(size, (6 + i % 2,), generator=generator) for size in sizes], 1)
+        for i in range(len(recordings) * variants)
+    ]
+    return CodedSet(torch.cat(parts), torch.tensor([0, *(len(p) for p in parts)]).cumsum(0), variants)
+
+
+def test_the_training_log_mel_is_the_official_front_ends():
+    for name in ("w0", "w2"):
+        want = torch.from_numpy(load_file(next(GOLDEN.glob("g01_*")))[f"{name}.seg0.logmel"])
+        wave, rate = soundfile.read(GOLDEN / "inputs" / f"{name}.wav", dtype="float32")
+        assert rate == 16000
+        padded = torch.nn.functional.pad(torch.from_numpy(wave), (0, 800))[None]
+        got = heard_mel(padded, want.shape[0])[0, :, : want.shape[1]]
+        assert float((got - want).abs().max()) < 2e-4 * float(want.abs().max())
+
+
+def test_labels_name_the_phone_under_the_centre_of_each_frame():
+    labels = tokenizer_stage.frame_labels([(0, "a"), (640, "s")], 1000, 6)
+    a, s = (tokenizer_stage.phones.INDEX[p] for p in "as")
+    assert labels.tolist() == [a, a, s, s, -100, -100]
+
+
+def test_a_tokenizer_step_moves_the_encoder_and_the_codebooks(folder):
+    stage, bridge = trainer().train(), trainer().tokenizer.audio_bridge_model
+    data = tokenizer_stage.Data.read(folder)
+    vectors = torch.randn(600, bridge.down_proj.out_features)
+    tokenizer_stage.start_codebooks(bridge, vectors, rounds=1)
+    before = bridge.codebooks[0].embed.clone()
+    loss, parts = tokenizer_stage.train_step(stage, data, Random(1), quantizing=True)
+    loss.backward()
+    gradient = stage.tokenizer.audio_model.conv1.weight.grad
+    assert gradient is not None and float(gradient.abs().max()) > 0
+    assert not torch.equal(before, bridge.codebooks[0].embed)
+    assert all(torch.isfinite(part) for part in parts.values())
+
+
+def test_recordings_coded_in_one_batch_have_the_codes_they_have_alone(folder):
+    tokenizer = trainer().tokenizer.eval()
+    waves = [r.wave() for r in corpus.recordings(folder / "questions_espeak")[:5]]
+    together = codes.encode_waves(tokenizer, waves, 80)
+    for wave, got in zip(waves, together, strict=True):
+        alone = heard_mel(torch.nn.functional.pad(torch.from_numpy(wave), (0, 16000))[None], 80)[0]
+        want = tokenizer.encode(alone[:, : len(wave) // 160 + 1])
+        assert got.shape == want.shape
+        # A distance that rounds differently in another batch may flip a code; most must stay.
+        assert float((got == want).float().mean()) > 0.97
+
+
+def test_decoder_and_flow_learn_from_a_batch(folder, tmp_path):
+    from export.nano import training
+
+    training.save_state(tmp_path / "tokenizer.pt", model=trainer().state_dict())
+    recordings = corpus.recordings(folder / "answers")
+    target = decoder_stage.TargetCodes(recordings, coded(recordings, codes.SHIFTS), 80)
+    stage = decoder_stage.DecoderTrainer(tmp_path)
+    batch = target.draw(Random(2), 6)
+    assert batch[1].shape[2] == 4 * batch[0].shape[1] - 1
+    first = [float(stage.prenet_step(*batch)["mel"]) for _ in range(6)]
+    assert first[-1] < first[0]
+    torch.manual_seed(0)
+    second = [float(stage.flow_step(*batch, Random(i), 20)["flow"]) for i in range(12)]
+    assert np.mean(second[-4:]) < np.mean(second[:4])
+    stage.step = 7
+    stage.save()
+    again = decoder_stage.DecoderTrainer(tmp_path)
+    assert again.step == 7
+    assert torch.equal(again.network.final_proj.weight, stage.network.final_proj.weight)
+
+
+def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(folder, tmp_path):
+    torch.manual_seed(0)
+    stage = vocoder_stage.VocoderTrainer(tmp_path)
+    voice = vocoder_stage.TargetVoice(corpus.recordings(folder / "answers")[:8], tmp_path / "f0.npz", stage.bins)
+    piece = voice.draw(Random(0), 2, 10)
+    assert piece.wave.shape[1] == 480 * piece.mel.shape[2] and float((piece.f0 > 0).float().mean()) > 0.3
+    losses = [float(stage.train_step(piece, adversarial=False)["spectrum"]) for _ in range(4)]
+    assert losses[-1] < losses[0]
+    assert float(stage.train_step(piece, adversarial=True)["judge"]) > 0
+
+
+def library(folder: Path) -> language_stage.Library:
+    found = language_stage.Library()
+    for name, variants in (("questions_espeak", 3), ("noises", 3), ("answers", 4)):
+        recordings = corpus.recordings(folder / name)
+        found.add(recordings, coded(recordings, variants))
+    return found.ready()
+
+
+def test_every_kind_of_sequence_trains_the_language_model(folder):
+    pytest.importorskip("sklearn")
+    stage = language_stage.LanguageTrainer(None).train()
+    composer = language_stage.Composer(library(folder), stage.config)
+    mix = dict.fromkeys([*language_stage.MIX, *language_stage.SPEECH_MIX], 2)
+    batch, drawn = composer.batch(Random(4), mix)
+    parts = stage.losses(batch, drawn)
+    assert set(parts) == {"text", "speech", "picture"}
+    torch.stack(list(parts.values())).sum().backward()
+    for part in (stage.omni.model.visual_model.patch_embed.proj, stage.omni.audio_head.heads[7], stage.omni.lm_head):
+        assert part.weight.grad is not None and float(part.weight.grad.abs().max()) > 0
+
+
+def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
+    config = language_stage.read_config(language_stage.CONFIG)
+    writer = sequences.Writer(language_stage.CONFIG, config.codebook_sizes)
+    sequence, spoken = sequences.Sequence(), torch.zeros(3, 8, dtype=torch.long)
+    writer.text(sequence, "<C_Q>stop")
+    writer.answer(sequence, " okay", spoken)
+    names = {n: writer.token(n) for n in ("<audiogen_start_baichuan>", "<audiogen_end_baichuan>", vocabulary.EOS)}
+    start, end = (sequence.ids.index(names[n]) for n in ("<audiogen_start_baichuan>", "<audiogen_end_baichuan>"))
+    assert sequence.ids[-1] == names[vocabulary.EOS] and end - start == 4
+    assert sorted(sequence.frames) == list(range(start, end))
+    assert sequence.frames[end - 1][0] == config.codebook_sizes[0]
+    assert sequence.labels[start - 1] == names["<audiogen_start_baichuan>"]
+    assert sequence.labels[end] == names[vocabulary.EOS]
+    assert all(label == -100 for label in sequence.labels[start:end])
+
+
+def test_the_noise_marker_is_the_first_token_of_the_answer_to_noise(folder):
+    config = language_stage.read_config(language_stage.CONFIG)
+    composer = language_stage.Composer(library(folder), config)
+    sequence, _ = composer.draw(Random(0), "noise")
+    learnt = [label for label in sequence.labels if label >= 0]
+    assert learnt == [composer.writer.token(vocabulary.NOISE_MARKER), composer.writer.token(vocabulary.EOS)]
+
+
+def test_the_voice_detector_hop_by_hop_equals_the_whole(folder):
+    detector = vad.load_vad()
+    wave = torch.from_numpy(np.concatenate([r.wave() for r in corpus.recordings(folder / "questions_espeak")[:3]]))
+    hops = wave[: len(wave) // vad.HOP * vad.HOP].view(-1, vad.HOP)
+    state, streamed = vad.start_state(), []
+    with torch.no_grad():
+        for hop in hops:
+            probability, state = detector(hop[None], state)
+            streamed.append(float(probability))
+        whole = torch.sigmoid(detector.logits(hops.reshape(1, -1)))[0]
+    assert np.allclose(streamed, whole.numpy(), atol=1e-5)
+
+
+def test_the_voice_detector_is_small_and_hears_nothing_in_silence():
+    detector = vad.load_vad()
+    assert sum(4 * t.numel() for t in detector.state_dict().values()) <= 200_000
+    with torch.no_grad():
+        assert float(torch.sigmoid(detector.logits(torch.zeros(1, 50 * vad.HOP))).max()) < 0.2
+
+
+def test_scenes_label_the_hops_in_which_speech_is_audible(folder):
+    sounds = vad_stage.Sounds(corpus.recordings(folder / "questions_espeak"), ("white", "clicks"))
+    waves, labels = vad_stage.draw_batch(Random(0), sounds, 4)
+    assert waves.shape[1] == labels.shape[1] * vad.HOP and float(waves.abs().max()) <= 1
+    assert set(labels.unique().tolist()) <= {-1.0, 0.0, 1.0} and 0.05 < float((labels == 1).float().mean()) < 0.9
+
+
+def test_the_spoken_mel_has_fifty_frames_a_second():
+    assert spoken_mel(torch.zeros(1, 24000), 80).shape == (1, 80, 50)
