@@ -22,7 +22,7 @@ from export.layers import Stage, mish
 from export.parity.graphs import Graphs
 from export.parity.replay import judge
 from export.parity.speech_out import FLOW, UNCOVERED, replay_flow
-from export.unet import DECODER, time_embedding, time_steps, unfold
+from export.unet import DECODER, PREFIX, time_embedding, time_steps, unfold
 from runtime.bundle import Port, Profile
 from runtime.errors import CheckpointError
 from runtime.session import Carried
@@ -95,6 +95,27 @@ def test_the_prenet_streamed_equals_the_prenet_of_the_whole(size, lengths):
     whole, carried = Carried(session).run(hidden=hidden)["mu"], Carried(session)
     pieces = [carried.run(hidden=piece)["mu"] for piece in np.split(hidden, np.cumsum(lengths)[:-1], axis=1)]
     assert np.allclose(np.concatenate(pieces, axis=1), whole, atol=2e-5)
+
+
+def test_the_prenet_norms_small_states_with_an_epsilon_of_a_millionth():
+    layer = f"{PREFIX}.prenet.transformer_layers.0"  # adds nothing to the small states, without these weights
+    shapes = {
+        f"{layer}.self_attn.out_proj.weight": (18, 18),
+        f"{layer}.self_attn.out_proj.bias": (18,),
+        f"{layer}.fc2.weight": (18, 21),
+        f"{layer}.fc2.bias": (18,),
+        f"{PREFIX}.prenet.in_mlp.0.bias": (72,),
+        f"{PREFIX}.prenet.in_mlp.2.bias": (18,),
+    }
+    still = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    small, weights = random_graphs(flow_prenet(ODD, "cpu"), tensors=still)
+    feeds = {"hidden": 1e-3 * random(1, 6, ODD.prenet_in_dim), **Carried(small.session("flow_prenet")).state}
+    results = small.run("flow_prenet", feeds, (f"{layer}.out",))
+    x = results[f"{layer}.out"]
+    assert 1e-8 < np.square(x).mean() < 1e-5
+    normal = x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + 1e-6)
+    expected = normal * weights[f"{PREFIX}.prenet.final_norm.weight"] @ weights[f"{PREFIX}.prenet.out_proj.weight"].T
+    assert np.allclose(results["mu"], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cuts", [[100, 200], [200], [100], [100, 200, 300]])
