@@ -1,14 +1,18 @@
 """The voice activity detector's graph against its definition in float64, with weights drawn at random and trained."""
 
+import importlib
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from export.kernels import lint
-from export.vad import VADConfig, vad, vad_tensors
+from export.vad import WEIGHTS, VADConfig, vad, vad_tensors
 from export.weights import WeightStore
+from runtime.audio import load_mono
 from runtime.session import Carried, Session
 from tests.tiny import describe
 
@@ -109,3 +113,49 @@ def test_a_reset_detector_remembers_nothing(tmp_path):
 def test_every_node_has_a_kernel_on_both_providers():
     assert lint(vad().model, "cpu") == []
     assert lint(vad().model, "cuda") == []
+
+
+@pytest.fixture
+def trained(tmp_path) -> Carried:
+    return opened(tmp_path, WEIGHTS)
+
+
+def test_the_trained_weights_fill_the_graph_and_none_is_left():
+    used = {key for value in vad().parameters() for key in vad().source_of(value).keys}
+    assert used == set(vad_tensors())
+
+
+def test_the_trained_detector_follows_the_definition(trained):
+    wave = sounds(200 * CONFIG.hop)
+    expected = definition(wave, load_file(WEIGHTS), CONFIG)
+    np.testing.assert_allclose(listen(trained, wave, CONFIG.hop), expected, atol=5e-5)
+
+
+@pytest.mark.oracle
+def test_the_trained_detector_equals_its_torch_model_over_the_whole_wave(trained):
+    torch, reference = pytest.importorskip("torch"), importlib.import_module("export.nano.vad")
+    wave = sounds(200 * CONFIG.hop)
+    with torch.no_grad():
+        expected = torch.sigmoid(reference.load_vad().logits(torch.from_numpy(wave)[None]))[0].numpy()
+    np.testing.assert_allclose(listen(trained, wave, CONFIG.hop), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("loudness", [0.0, 0.001, 0.01, 0.1])
+def test_silence_and_steady_noise_are_not_speech(trained, loudness):
+    noise = loudness * np.random.default_rng(0).standard_normal(200 * CONFIG.hop)
+    assert (listen(trained, noise, CONFIG.hop)[5:] > 0.5).mean() < 0.05
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng to speak")
+def test_a_spoken_sentence_is_speech_and_the_pauses_around_it_are_not(trained, tmp_path):
+    words = "The quick brown fox jumps over the lazy dog and runs away"
+    subprocess.run(["espeak-ng", "-v", "en", "-w", tmp_path / "said.wav", words], check=True)
+    said = load_mono(tmp_path / "said.wav", 16000)
+    pause = np.zeros(32 * CONFIG.hop, np.float32)
+    wave = np.concatenate([pause, said, pause])
+    wave += 0.001 * np.random.default_rng(0).standard_normal(len(wave), np.float32)
+    heard = listen(trained, wave, CONFIG.hop) > 0.5
+    end = 32 + len(said) // CONFIG.hop
+    assert heard[32:end].mean() > 0.8
+    assert heard[:31].mean() == 0
+    assert heard[end + 16 :].mean() == 0
