@@ -268,7 +268,9 @@ def depth_slices(shape: HeadShape) -> dict[str, Derived]:
         for name, rows, columns in (("linear1", inner, shape.hidden_size), ("linear2", shape.hidden_size, inner)):
             key, whole = f"{path}.{name}.weight", (rows, shape.depths * columns)
             for depth in range(shape.depths):
-                derived[f"{path}.{name}.{depth}.weight"] = Derived((key,), (whole,), columns_of(depth, columns))
+                derived[f"{path}.{name}.{depth}.weight"] = Derived(
+                    (key,), (whole,), columns_of(depth, columns), by_rows=True
+                )
     return derived
 
 

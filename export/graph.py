@@ -42,12 +42,13 @@ class Derived:
     """What fills an initializer: `make(*arrays)` of the checkpoint tensors `keys`, which have `shapes`.
 
     `make` gets and returns float32. Without it the one tensor is taken as it lies, and stored once however many
-    initializers take it.
+    initializers take it. `by_rows`: `make` treats each row by itself, so that a large tensor need never be read whole.
     """
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     make: Callable[..., np.ndarray] | None = None
+    by_rows: bool = False
 
 
 @dataclass(frozen=True)

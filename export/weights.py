@@ -1,6 +1,7 @@
 """Checkpoint tensors into the initializers of a graph: linked where the bytes fit as they lie, else written once."""
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -10,8 +11,9 @@ import onnx_ir as ir
 
 from export.graph import Derived, Subgraph, static_shape
 from export.lazy_tensor import LazyTensor
-from runtime.bundle_writer import SMALL, Place, append, link
+from runtime.bundle_writer import SMALL, Place, append, append_pieces, link
 
+PIECE = 1 << 22  # values of a large tensor that are in memory at once
 STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I64": ir.DataType.INT64}
 
 
@@ -47,24 +49,32 @@ class WeightStore:
                 self._point(value, append(out, f"{subgraph.name}.data", constant.numpy()))
             return
         source = subgraph.source_of(value)
-        key = (str(value.name) if source.make else source.keys[0], value.dtype.name if value.dtype else "")
+        assert value.dtype is not None
+        key = (str(value.name) if source.make else source.keys[0], value.dtype.name)
         place = self.places.get(key) or self._linked(value, source)
         if place is None:
-            array = self._read(value, source)
-            if array.nbytes < SMALL:
-                value.const_value = ir.tensor(array, name=value.name)
+            nbytes = math.prod(static_shape(value)) * value.dtype.bitwidth // 8
+            if nbytes < SMALL:
+                value.const_value = ir.tensor(np.concatenate(list(self._pieces(value, source))), name=value.name)
                 return
-            place = append(out, f"{subgraph.name}.data", array)
+            place = append_pieces(out, f"{subgraph.name}.data", nbytes, self._pieces(value, source))
         self.places[key] = place
         self._point(value, place)
 
-    def _read(self, value: ir.Value, source: Derived) -> np.ndarray:
+    def _pieces(self, value: ir.Value, source: Derived) -> Iterator[np.ndarray]:
+        """The initializer's values in its own type: rows at a time where each depends on its own alone, else whole."""
         assert value.dtype is not None
-        stored = [self.tensors[key].read().astype(np.float32, copy=False) for key in source.keys]
-        array = source.make(*stored) if source.make else stored[0]
-        if array.shape != static_shape(value):
-            raise ValueError(f"{value.name}: made {array.shape}, declared {static_shape(value)}")
-        return np.ascontiguousarray(array, dtype=value.dtype.numpy())
+        declared, rows = static_shape(value), 0
+        stored = [self.tensors[key] for key in source.keys]
+        for arrays in _by_rows(stored) if source.make is None or source.by_rows else [[t.read() for t in stored]]:
+            wide = [array.astype(np.float32, copy=False) for array in arrays]
+            piece = source.make(*wide) if source.make else wide[0]
+            if piece.shape[1:] != declared[1:]:
+                raise ValueError(f"{value.name}: made {piece.shape}, declared {declared}")
+            rows += len(piece) if declared else 0
+            yield piece.astype(value.dtype.numpy(), copy=False)
+        if rows != sum(declared[:1]):
+            raise ValueError(f"{value.name}: made {rows} rows, declared {declared}")
 
     def _linked(self, value: ir.Value, source: Derived) -> Place | None:
         """The place of a stored tensor in its hard-linked shard, if it is taken as it lies."""
@@ -90,6 +100,17 @@ class WeightStore:
             name=str(value.name),
             base_dir=self.folder,
         )
+
+
+def _by_rows(tensors: Sequence[LazyTensor]) -> Iterator[list[np.ndarray]]:
+    """The same rows of every tensor, as many at a time as hold about PIECE values."""
+    count, *tail = tensors[0].shape or (0,)
+    if not count:
+        yield [tensor.read() for tensor in tensors]
+        return
+    step = max(1, PIECE // max(1, math.prod(tail)))
+    for start in range(0, count, step):
+        yield [tensor.rows(start, min(count, start + step)) for tensor in tensors]
 
 
 def as_it_lies(value: ir.Value, source: Derived, tensors: Mapping[str, LazyTensor]) -> LazyTensor | None:

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +30,15 @@ class Place:
 
 def append(out: BinaryIO, name: str, array: np.ndarray) -> Place:
     """Write an array at the next aligned place of the weight file `name`, which is open as `out`."""
-    offset = align(out, array.nbytes)
-    out.write(np.ascontiguousarray(array).tobytes())
-    return Place(name, offset, array.nbytes)
+    return append_pieces(out, name, array.nbytes, [array])
+
+
+def append_pieces(out: BinaryIO, name: str, nbytes: int, pieces: Iterable[np.ndarray]) -> Place:
+    """As `append`, for an array of `nbytes` bytes that comes in rows, so that it is never whole in memory."""
+    offset = align(out, nbytes)
+    for piece in pieces:
+        out.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+    return Place(name, offset, nbytes)
 
 
 def align(out: BinaryIO, nbytes: int) -> int:
