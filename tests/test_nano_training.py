@@ -165,8 +165,10 @@ def test_every_kind_of_sequence_trains_the_language_model(folder):
     parts = stage.losses(batch, drawn)
     assert set(parts) == {"text", "speech", "picture"}
     torch.stack(list(parts.values())).sum().backward()
-    for part in (stage.omni.model.visual_model.patch_embed.proj, stage.omni.audio_head.heads[7], stage.omni.lm_head):
-        assert part.weight.grad is not None and float(part.weight.grad.abs().max()) > 0
+    omni = stage.omni
+    for part in (omni.model.visual_model.patch_embed.proj, omni.audio_head.heads[7], omni.lm_head):
+        gradient = part.get_parameter("weight").grad
+        assert gradient is not None and float(gradient.abs().max()) > 0
 
 
 def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
@@ -222,3 +224,49 @@ def test_scenes_label_the_hops_in_which_speech_is_audible(folder):
 
 def test_the_spoken_mel_has_fifty_frames_a_second():
     assert spoken_mel(torch.zeros(1, 24000), 80).shape == (1, 80, 50)
+
+
+def test_an_assembled_checkpoint_is_small_and_loads_back(tmp_path):
+    from export.nano import assemble
+    from export.nano.model import load_checkpoint
+
+    model, vocoder, missing = assemble.trained_tensors(tmp_path / "nothing")
+    assert missing == ["tokenizer", "decoder", "language", "vocoder"]
+    assert assemble.write_checkpoint(model, vocoder, tmp_path / "checkpoint") < 40_000_000
+    omni, hift = load_checkpoint(tmp_path / "checkpoint")
+    name = "audio_head.heads.3.weight"
+    assert torch.equal(omni.state_dict()[name], model[name].bfloat16().float())
+    assert hift.conv_pre.weight_g.shape == (128, 1, 1)
+
+
+def test_an_untrained_checkpoint_can_be_examined_and_answers_nothing_right(folder, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    from export.nano import assemble, evaluation
+
+    for name, intent in (("test_espeak", "add"), ("test_noises", "noise")):
+        wave = tone(Random(1), 12000, 16000)
+        rows = [Clip("a", "b", intent, "k", "espeak/x", turn, 16000, 0, 0) for turn in (0, 1, 0)]
+        corpus.write_shard(tmp_path / name / "000", [(row, wave) for row in rows])
+    model, vocoder, _ = assemble.trained_tensors(tmp_path)
+    assemble.write_checkpoint(model, vocoder, tmp_path / "checkpoint")
+    monkeypatch.setattr(evaluation, "_MOST", 2)
+    examiner = evaluation.Examiner(tmp_path, tmp_path / "checkpoint")
+    figures = evaluation.hearing(examiner) | evaluation.looking(examiner)
+    assert figures["test_espeak answered"]["share"] == 0 and figures["test_noises marked"]["n"] == 2
+    assert figures["test_espeak followed"]["n"] == 1 and figures["looking"]["n"] == 8
+    frames = examiner.utter(torch.zeros(256), examiner.write(sequence_of(examiner), ("<C_A>",))[2])
+    wave = examiner.speak(torch.zeros(3, 8, dtype=torch.long))
+    assert len(frames) <= 80 and wave.shape == (480 * 11,)
+
+
+def sequence_of(examiner) -> sequences.Sequence:
+    sequence = sequences.Sequence()
+    examiner.writer.text(sequence, "<C_Q>hello<C_A>")
+    return sequence
+
+
+def test_a_share_has_wilsons_interval():
+    from export.nano.evaluation import interval
+
+    low, high = interval(85, 100)
+    assert round(low, 3) == 0.767 and round(high, 3) == 0.907

@@ -75,6 +75,11 @@ def target_wave(recording: Recording, shift: int, generator: np.random.Generator
     return (wave + 1e-3 * generator.standard_normal(len(wave))).astype(np.float32)
 
 
+def heard_version(wave: np.ndarray) -> np.ndarray:
+    """24 kHz -> 16 kHz."""
+    return resample_poly(wave, 2, 3).astype(np.float32)
+
+
 @torch.no_grad()
 def encode_waves(tokenizer: AudioTokenizer, waves: list[np.ndarray], bins: int) -> list[Tensor]:
     """Codes [L, levels] of 16 kHz waves, each as if encoded alone."""
@@ -95,8 +100,7 @@ def versions(recording: Recording, name: str, index: int) -> list[np.ndarray]:
     rng = Random(f"{name}/{index}")
     if name in TARGETS:
         draws = np.random.default_rng(rng.getrandbits(63))
-        shifted = [target_wave(recording, shift, draws) for shift in range(SHIFTS)]
-        return [resample_poly(wave, 2, 3).astype(np.float32) for wave in shifted]
+        return [heard_version(target_wave(recording, shift, draws)) for shift in range(SHIFTS)]
     clean = np.pad(recording.wave(), (800, 800))
     if name in TESTS:
         return [clean]

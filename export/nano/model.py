@@ -132,23 +132,22 @@ class Omni(nn.Module):
         return codes[0]
 
 
-# In every official file, used by no computation.
-UNUSED_SUFFIXES = (
-    "codebook.embed_avg",
-    "codebook.cluster_size",
-    "prenet.positional_embedding",
-    "linear1.bias",
-    "linear2.bias",
-)
+# Running statistics of the codebooks: in every official file, used by no computation, left out of small ones.
+STATISTICS = ("codebook.embed_avg", "codebook.cluster_size")
 
 
 def load_checkpoint(folder: Path) -> tuple[Omni, HiFT]:
-    """Load a checkpoint folder of the official layout in float32; missing or left-over tensors raise RuntimeError."""
+    """Load a checkpoint folder of the official layout in float32.
+
+    Raises:
+        RuntimeError: tensors are left over, or others than `STATISTICS` are missing; all are named.
+    """
     config = read_config(folder)
     tensors: dict[str, Tensor] = {}
     for path in sorted(folder.glob("model*.safetensors")):
         tensors |= {name: tensor.float() for name, tensor in load_file(path).items()}
     model, vocoder = Omni(config), HiFT(config.vocoder)
-    model.load_state_dict(tensors)
+    absent = {name: tensor for name, tensor in model.state_dict().items() if name.endswith(STATISTICS)}
+    model.load_state_dict(absent | tensors)
     vocoder.load_state_dict({name: tensor.float() for name, tensor in load_file(folder / "hift.safetensors").items()})
     return model.eval(), vocoder.eval()

@@ -1,0 +1,278 @@
+"""Measures a checkpoint on what was held out: python -m export.nano.evaluation DATA_FOLDER CHECKPOINT [FIGURE ...].
+
+Figures: `vocoder` (mel of recordings to speech), `voice` (codes of recordings to speech), `hearing` (answers,
+transcriptions, noise markers, follow-ups), `looking`, `speaking` (question in, speech out). Shares carry 95 % Wilson
+intervals; word error rates stand beside the recogniser's own on the recordings.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.nano import codes, corpus, features, pictures, vocabulary
+from export.nano.corpus import Recording
+from export.nano.judge import Judge
+from export.nano.language import Cache
+from export.nano.model import load_checkpoint
+from export.nano.sequences import Sequence, Writer, collate
+
+_MOST = 600  # items of a figure
+_SPOKEN = 100  # recordings of a figure that is judged by ear
+_LONGEST_TEXT, _LONGEST_SPEECH = 24, 80  # tokens, frames
+
+
+def interval(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (1927)."""
+    z, p = 1.96, right / n
+    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+class Examiner:
+    """The checkpoint with everything that asks it."""
+
+    def __init__(self, folder: Path, checkpoint: Path) -> None:
+        self.folder = folder
+        self.omni, self.hift = load_checkpoint(checkpoint)
+        self.config = self.omni.config
+        self.writer = Writer(checkpoint, self.config.codebook_sizes)
+        self.judge: Judge | None = None
+
+    def encode(self, recording: Recording) -> Tensor:
+        """Codes of a recording with 50 ms of silence around it."""
+        bins = self.config.audio.num_mel_bins
+        wave = np.pad(recording.wave(), (800, 800))
+        return codes.encode_waves(self.omni.audio_tokenizer, [wave], bins)[0]
+
+    def vocode(self, mel: Tensor) -> np.ndarray:
+        """Mel [bins, T] -> samples at 24 kHz."""
+        phase, noise = self.hift.draw(mel[None], torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            return self.hift(mel[None], phase, noise)[0].numpy()
+
+    def speak(self, spoken: Tensor) -> np.ndarray:
+        """Codes [L, levels] -> samples at 24 kHz."""
+        with torch.no_grad():
+            mu = self.omni.audio_tokenizer.condition(spoken[None])
+            noise = torch.randn(mu.shape, generator=torch.Generator().manual_seed(0))
+            mel = self.omni.audio_tokenizer.audio_flow_matching_decoder.sample(mu, noise)
+        return self.vocode(mel[0])
+
+    @torch.no_grad()
+    def start(self, sequence: Sequence) -> tuple[Tensor, Cache]:
+        """Prefill: hidden states [1, T, hidden] and the cache."""
+        batch = collate([sequence], 0, len(self.config.codebook_sizes))
+        seen = None
+        if len(batch.pictures):
+            side = pictures.SIZE // self.config.vision.patch_size
+            seen = self.omni.model.embed_images(batch.pictures, [(side, side)]).flatten(0, 1)
+        rows = self.omni.model.embed(batch.ids, batch.codes if len(batch.codes) else None, seen)
+        return self.omni.model(rows, torch.arange(1, rows.shape[1] + 1))
+
+    @torch.no_grad()
+    def follow(self, row: Tensor, past: Cache) -> tuple[Tensor, Cache]:
+        """One more row [hidden]."""
+        return self.omni.model(row[None, None], torch.tensor([past[0][0].shape[2] + 1]), past)
+
+    @torch.no_grad()
+    def write(self, sequence: Sequence, stops: tuple[str, ...]) -> tuple[list[int], Tensor, Cache]:
+        """Greedy text without its stop token; the hidden state after that token has been read, and the cache."""
+        ends = [self.writer.token(stop) for stop in stops]
+        hidden, past = self.start(sequence)
+        out: list[int] = []
+        while True:
+            token = int(self.omni.lm_head(hidden[0, -1]).argmax())
+            hidden, past = self.follow(self.omni.model.embed_tokens(torch.tensor(token)), past)
+            if token in ends or len(out) >= _LONGEST_TEXT:
+                return out, hidden[0, -1], past
+            out.append(token)
+
+    @torch.no_grad()
+    def utter(self, hidden: Tensor, past: Cache) -> Tensor:
+        """Greedy frames [L, levels] from the hidden state of audiogen_start."""
+        frames: list[Tensor] = []
+        while len(frames) < _LONGEST_SPEECH:
+            frame = self.omni.greedy_frame(hidden)
+            if int(frame[0]) == self.config.codebook_sizes[0]:
+                break
+            frames.append(frame)
+            states, past = self.follow(self.omni.model.embed_audio(frame), past)
+            hidden = states[0, -1]
+        return torch.stack(frames) if frames else torch.zeros(0, len(self.config.codebook_sizes), dtype=torch.long)
+
+    def clips(self, name: str) -> list[Recording]:
+        """A held-out set in random order, for the parts of a figure to be alike."""
+        found = corpus.recordings(self.folder / name)
+        Random(1).shuffle(found)
+        return found
+
+    def text(self, tokens: list[int]) -> str:
+        """Tokens as text."""
+        return self.writer.plain(tokens)
+
+    def errors(self, spoken: Iterator[tuple[np.ndarray, int, str]]) -> float:
+        """Word error rate by the judge."""
+        self.judge = self.judge or Judge(self.folder)
+        return self.judge.error_rate(spoken)
+
+
+def _share(right: list[bool]) -> dict[str, float]:
+    low, high = interval(sum(right), len(right))
+    return {"share": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
+
+
+def vocoder(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Held-out recordings, and their mels through the vocoder."""
+    found = examiner.clips("answers_heldout")[:_SPOKEN]
+    bins = examiner.config.vocoder.in_channels
+
+    def made() -> Iterator[tuple[np.ndarray, int, str]]:
+        for r in found:
+            mel = features.spoken_mel(torch.from_numpy(r.wave())[None], bins)[0]
+            yield examiner.vocode(mel), features.SPOKEN_RATE, r.clip.text
+
+    own = examiner.errors((r.wave(), r.clip.rate, r.clip.text) for r in found)
+    return {"vocoder": {"wer": examiner.errors(made()), "recordings": own, "n": len(found)}}
+
+
+def voice(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Held-out recordings through codes, flow matching and vocoder."""
+    found, draws = examiner.clips("answers_heldout")[:_SPOKEN], np.random.default_rng(0)
+    bins = examiner.config.audio.num_mel_bins
+
+    def made() -> Iterator[tuple[np.ndarray, int, str]]:
+        for r in found:
+            wave = codes.heard_version(codes.target_wave(r, 0, draws))
+            coded = codes.encode_waves(examiner.omni.audio_tokenizer, [wave], bins)[0]
+            yield examiner.speak(coded), features.SPOKEN_RATE, r.clip.text
+
+    return {"voice": {"wer": examiner.errors(made()), "n": len(found)}}
+
+
+def _ask(examiner: Examiner, recording: Recording, spoken: bool = False) -> Sequence:
+    sequence = Sequence()
+    examiner.writer.text(sequence, "<C_Q>")
+    examiner.writer.hear(sequence, examiner.encode(recording))
+    examiner.writer.text(sequence, ("<audiotext_start_baichuan>" if spoken else "") + "<C_A>")
+    return sequence
+
+
+def _follow_ups(examiner: Examiner, name: str) -> list[bool]:
+    found, right = corpus.recordings(examiner.folder / name), []
+    for first, then in pairwise(found):
+        if then.clip.turn == 1 and len(right) < _MOST:
+            sequence = _ask(examiner, first)
+            examiner.writer.text(sequence, f" {first.clip.answer}<C_Q>")
+            examiner.writer.hear(sequence, examiner.encode(then))
+            examiner.writer.text(sequence, "<C_A>")
+            answer = examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
+            right.append(answer == " " + then.clip.answer)
+    return right
+
+
+def hearing(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Unseen sentences: answers, arithmetic among them, transcriptions, commands taken for noise; and noise itself."""
+    figures: dict[str, dict[str, float]] = {}
+    for name in codes.TESTS:
+        found = [r for r in examiner.clips(name) if r.clip.intent == "noise" or r.clip.key is not None]
+        if not found:
+            continue
+        if found[0].clip.intent == "noise":
+            marked = [_answer(examiner, r) == vocabulary.NOISE_MARKER for r in found[:_MOST]]
+            figures[f"{name} marked"] = _share(marked)
+            continue
+        found = [r for r in found if r.clip.turn == 0][:_MOST]
+        answers = [_answer(examiner, r) for r in found]
+        figures[f"{name} answered"] = _share([a == " " + r.clip.answer for a, r in zip(answers, found, strict=True)])
+        sums = [(a, r) for a, r in zip(answers, found, strict=True) if r.clip.intent in ("add", "sub", "mul", "half")]
+        figures[f"{name} arithmetic"] = _share([a == " " + r.clip.answer for a, r in sums])
+        figures[f"{name} rejected"] = _share([a == vocabulary.NOISE_MARKER for a in answers])
+        figures[f"{name} transcribed"] = _share([_transcript(examiner, r) == " " + r.clip.text for r in found])
+        if follow_ups := _follow_ups(examiner, name):
+            figures[f"{name} followed"] = _share(follow_ups)
+    return figures
+
+
+def _answer(examiner: Examiner, recording: Recording) -> str:
+    return examiner.text(examiner.write(_ask(examiner, recording), (vocabulary.EOS,))[0])
+
+
+def _transcript(examiner: Examiner, recording: Recording) -> str:
+    sequence = Sequence()
+    examiner.writer.text(sequence, vocabulary.TRANSCRIBE)
+    examiner.writer.hear(sequence, examiner.encode(recording))
+    return examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
+
+
+def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Typed questions about fresh pictures, digits being held-out ones, by the kind of question."""
+    rng, by_kind = Random(10_000), {}
+    vision = examiner.config.vision
+    for _ in range(4 * _MOST):
+        picture = pictures.draw_picture(rng, heldout=True)
+        question, answer = rng.choice(pictures.questions(picture))
+        sequence = Sequence()
+        examiner.writer.text(sequence, "<C_Q>")
+        patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
+        examiner.writer.see(sequence, patches, (pictures.SIZE // pictures.CELL) ** 2)
+        examiner.writer.text(sequence, question + "<C_A>")
+        got = examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
+        kind = next(
+            (k for k in ("how many", "color", "digit", "number", "say", "word", "where") if k in question), "shape"
+        )
+        by_kind.setdefault(f"looking {kind}", []).append(got == " " + answer)
+    everything = [right for rights in by_kind.values() for right in rights]
+    return {kind: _share(rights) for kind, rights in sorted(by_kind.items())} | {"looking": _share(everything)}
+
+
+def speaking(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Spoken questions in held-out voices, answered aloud, judged against the right answer."""
+    found = [r for r in examiner.clips("test_espeak") if r.clip.turn == 0 and r.clip.intent != "look"][:_SPOKEN]
+
+    def made() -> Iterator[tuple[np.ndarray, int, str]]:
+        for r in found:
+            _, hidden, past = examiner.write(
+                _ask(examiner, r, spoken=True), ("<audiogen_start_baichuan>", vocabulary.EOS)
+            )
+            frames = examiner.utter(hidden, past)
+            wave = examiner.speak(frames) if len(frames) else np.zeros(features.SPOKEN_RATE, np.float32)
+            yield wave, features.SPOKEN_RATE, r.clip.answer
+
+    return {"speaking": {"wer": examiner.errors(made()), "n": len(found)}}
+
+
+FIGURES: dict[str, Callable[[Examiner], dict[str, dict[str, float]]]] = {
+    "vocoder": vocoder,
+    "voice": voice,
+    "hearing": hearing,
+    "looking": looking,
+    "speaking": speaking,
+}
+
+
+def main() -> None:
+    """Print the figures as a table and as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=", ".join(FIGURES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    examiner, table = Examiner(arguments.folder, arguments.checkpoint), {}
+    for name in arguments.figures or FIGURES:
+        for row, values in FIGURES[name](examiner).items():
+            table[row] = {key: round(value, 4) for key, value in values.items()}
+            print(f"{row:32}" + "  ".join(f"{key} {value:g}" for key, value in table[row].items()), flush=True)
+    print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()
