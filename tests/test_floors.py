@@ -22,8 +22,8 @@ OURS = {
     "tests": {"apps", "export", "quant", "runtime", "tests"},
 }
 THEIRS = {
-    "export/nano": {"numpy", "onnx", "onnxruntime", "PIL", "safetensors", "scipy", "sklearn", "soundfile"}
-    | {"tokenizers", "torch"},
+    "export/nano": {"faster_whisper", "num2words", "numpy", "onnx", "onnxruntime", "PIL", "safetensors", "scipy"}
+    | {"sklearn", "soundfile", "tokenizers", "torch"},
     "export": {"jinja2", "ml_dtypes", "numpy", "onnx_ir", "onnxscript", "pydantic", "safetensors", "tokenizers"},
     "quant": {"numpy", "pydantic"},
     "runtime": {"numpy", "onnxruntime", "PIL", "pydantic", "soundfile", "tokenizers"},
