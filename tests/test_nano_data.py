@@ -10,8 +10,7 @@ from random import Random
 import numpy as np
 import pytest
 
-pytest.importorskip("scipy")
-from export.nano import corpus, domain, noises, pictures, vocabulary
+from export.nano import corpus, domain, pictures, vocabulary
 from export.nano.corpus import Clip
 from export.nano.pitch import frame_f0
 from export.nano.split import read_split
@@ -82,6 +81,7 @@ def test_a_shard_without_its_manifest_does_not_exist(tmp_path):
 
 @needs_espeak
 def test_training_recordings_hold_no_held_out_sentence_and_no_held_out_voice(tmp_path):
+    pytest.importorskip("scipy")
     from export.nano import synthesis
 
     split = read_split()
@@ -96,6 +96,7 @@ def test_training_recordings_hold_no_held_out_sentence_and_no_held_out_voice(tmp
 
 @needs_espeak
 def test_the_same_shard_is_made_twice_alike_with_its_alignment(tmp_path):
+    pytest.importorskip("scipy")
     made = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         code = "from export.nano import corpus, synthesis; from pathlib import Path; "
@@ -111,6 +112,9 @@ def test_the_same_shard_is_made_twice_alike_with_its_alignment(tmp_path):
 
 
 def test_noises_are_deterministic_and_of_the_kinds_asked_for():
+    pytest.importorskip("scipy")
+    from export.nano import noises
+
     split = read_split()
     for kind in split.train_noises + split.heldout_noises:
         drawn = [noises.draw_noise(Random(3), [kind], lambda: np.ones(8000, np.float32), 1.0) for _ in range(2)]
