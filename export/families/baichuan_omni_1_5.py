@@ -15,6 +15,7 @@ from export.graph import Subgraph
 from export.lazy_tensor import LazyTensor
 from export.tokenizer_files import tokenizer_json
 from export.unet import time_steps
+from export.vad import vad, vad_tensors
 from export.vision_encoder import vision_encoder, vision_projector
 from export.vocoder import receptive_frames, vocoder, vocoder_f0
 from runtime.bundle import (
@@ -87,8 +88,9 @@ def read_config(checkpoint: Checkpoint) -> OmniConfig:
 
 
 def tensors(checkpoint: Checkpoint) -> Mapping[str, LazyTensor]:
-    """All tensors under the names that the graphs use."""
-    return {**checkpoint, **{HIFT + key: tensor for key, tensor in (checkpoint.hift or {}).items()}}
+    """All tensors under the names that the graphs use. The voice activity detector is ours: no checkpoint has one."""
+    hift = {HIFT + key: tensor for key, tensor in (checkpoint.hift or {}).items()}
+    return {**checkpoint, **hift, **vad_tensors()}
 
 
 def subgraphs(config: OmniConfig, profile: Profile) -> Iterator[Subgraph]:
@@ -107,6 +109,7 @@ def subgraphs(config: OmniConfig, profile: Profile) -> Iterator[Subgraph]:
     yield flow_estimator(config.flow_matching_config, profile)
     yield vocoder_f0(config.vocoder)
     yield vocoder(config.vocoder)
+    yield vad()
 
 
 def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
