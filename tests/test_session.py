@@ -12,9 +12,12 @@ import pytest
 
 from export.decoder import decoder, lm_head
 from export.parity.graphs import Graphs
+from quant.quantize import quantize
+from quant.scheme import read_recipe
 from runtime.bundle import Graph
 from runtime.errors import BundleError, EdgeOmniError
 from runtime.session import Carried, Options, Session, cache_key
+from tests import tiny_llama
 from tests.tiny import golden_config, golden_graphs
 
 
@@ -106,6 +109,25 @@ def test_prepacked_weights_give_the_same_numbers(graphs: Graphs, tmp_path: Path)
         packed = Session(graphs.folder, graph, options)
         np.testing.assert_array_equal(packed.run(hidden=hidden)["logits"], plain)
     assert [path.name for path in tmp_path.iterdir()] == [cache_key(graphs.folder, graph, 1)]
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4-rtn"])
+def test_small_quantized_matrices_survive_packing(recipe: str, tmp_path: Path) -> None:
+    quantize(tiny_llama.bundle(), tmp_path / "small", read_recipe(recipe))
+    plain = tiny_llama.logits(tmp_path / "small", [72, 101, 5])
+    for _ in range(2):
+        packed = tiny_llama.logits(tmp_path / "small", [72, 101, 5], Options(prepack_cache=tmp_path / "cache"))
+        np.testing.assert_array_equal(packed, plain)
+
+
+def test_a_damaged_copy_of_packed_weights_is_thrown_away(graphs: Graphs, tmp_path: Path) -> None:
+    options, graph = Options(threads=1, prepack_cache=tmp_path), graphs.graphs["lm_head"]
+    hidden = np.ones((1, width(graphs.session("lm_head"))), np.float32)
+    whole = Session(graphs.folder, graph, options).run(hidden=hidden)["logits"]
+    (home,) = tmp_path.iterdir()
+    (home / "graph.onnx").write_bytes(b"damaged")
+    for _ in range(2):
+        np.testing.assert_array_equal(Session(graphs.folder, graph, options).run(hidden=hidden)["logits"], whole)
 
 
 def test_prepacked_weights_are_kept_apart_by_graph_and_threads(graphs: Graphs) -> None:

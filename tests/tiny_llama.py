@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from export.convert import export
 from runtime.engine import Engine
 from runtime.prompt import Prompt
+from runtime.session import Options
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, CONTEXT = 32, 4, 2, 16, 64, 2, 128
 ENDS = ("<|im_start|>", "<|im_end|>")
@@ -158,9 +159,9 @@ def bundle() -> Path:
     return folder / "bundle"
 
 
-def logits(bundle: Path, ids: list[int]) -> np.ndarray:
+def logits(bundle: Path, ids: list[int], options: Options | None = None) -> np.ndarray:
     """The scores [vocabulary] behind the last of `ids`."""
-    engine = Engine(bundle)
+    engine = Engine(bundle, options)
     context = engine.context()
     context.append(Prompt(np.array(ids), np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)))
     return engine.session("lm_head").run(hidden=context.hidden())["logits"][0]
