@@ -32,8 +32,13 @@ class Pieces:
         longest = layout.max_frames // layout.frames_per_code
         if mode == "exact":
             return cls(longest, longest, longest)
-        chunk = chunk_codes or max(1, layout.chunk_frames // layout.frames_per_code)
-        return cls(first_codes or chunk, chunk, longest)
+        chunk = max(1, layout.chunk_frames // layout.frames_per_code) if chunk_codes is None else chunk_codes
+        first = chunk if first_codes is None else first_codes
+        if min(first, chunk) < 1:
+            raise EdgeOmniError(
+                f"prefix mode was given pieces of {first} and {chunk} codes, expected at least 1 of each"
+            )
+        return cls(first, chunk, longest)
 
     def next(self, done: int) -> int:
         """Codes of the piece that follows `done` of them."""
@@ -253,4 +258,5 @@ class PrefixError:
 
 
 def relative_rms(ours: Array, exact: Array) -> float:
+    """Root-mean-square difference, as a share of the exact values' root mean square."""
     return float(np.sqrt(np.square(ours - exact).mean() / np.square(exact).mean()))

@@ -193,6 +193,12 @@ def test_pieces_end_with_the_first_chunk_then_with_whole_chunks_and_never_pass_t
     assert Pieces.of(layout(), "exact", 3, 2).next(0) == layout().max_frames // layout().frames_per_code
 
 
+@pytest.mark.parametrize(("chunk", "first"), [(0, None), (5, 0), (-1, 3)])
+def test_pieces_without_codes_are_refused(chunk, first):
+    with pytest.raises(EdgeOmniError, match="expected at least 1 of each"):
+        Pieces.of(layout(), "prefix", chunk, first)
+
+
 def test_prefix_mode_is_exact_up_to_one_chunk_and_near_beyond():
     chunk = layout().chunk_frames // layout().frames_per_code
     short = decoder().prefix_error(random_codes(chunk))
