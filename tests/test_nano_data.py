@@ -89,9 +89,22 @@ def test_training_recordings_hold_no_held_out_sentence_and_no_held_out_voice(tmp
         clips = [c for c, _ in synthesis.make_shard(synthesis.PLANS[name], name, 0, tmp_path, size=60)]
         assert not [c for c in clips if c.key is not None and split.sentence_is_heldout(c.key)]
         assert not [c for c in clips if split.voice_is_heldout(c.voice)]
-    clips = [c for c, _ in synthesis.make_shard(synthesis.PLANS["test_espeak"], "test_espeak", 0, tmp_path, size=40)]
-    assert all(c.key is None or split.sentence_is_heldout(c.key) for c in clips)
+
+
+@needs_espeak
+def test_held_out_recordings_are_unseen_sentences_or_unseen_pairs_of_turns_in_unseen_voices(tmp_path):
+    pytest.importorskip("scipy")
+    from export.nano import synthesis
+
+    split = read_split()
+    clips = [c for c, _ in synthesis.make_shard(synthesis.PLANS["test_espeak"], "test_espeak", 0, tmp_path, size=80)]
     assert all(split.voice_is_heldout(c.voice) for c in clips)
+    following = [*clips[1:], None]
+    alone = [c for c, then in zip(clips, following, strict=True) if c.turn == 0 and (then is None or then.turn == 0)]
+    assert all(c.key is None or split.sentence_is_heldout(c.key) for c in alone[:-1])
+    assert sum(c.key is not None for c in alone) > 30
+    pairs = [c for c in clips if c.turn == 1]
+    assert len(pairs) > 5 and all(c.key and split.sentence_is_heldout(c.key) for c in pairs)
 
 
 @needs_espeak

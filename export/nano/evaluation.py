@@ -23,6 +23,7 @@ from export.nano.judge import Judge
 from export.nano.language import Cache
 from export.nano.model import load_checkpoint
 from export.nano.sequences import Sequence, Writer, collate
+from export.nano.split import read_split
 
 _MOST = 600  # items of a figure
 _SPOKEN = 100  # recordings of a figure that is judged by ear
@@ -182,7 +183,8 @@ def hearing(examiner: Examiner) -> dict[str, dict[str, float]]:
     """Unseen sentences: answers, arithmetic among them, transcriptions, commands taken for noise; and noise itself."""
     figures: dict[str, dict[str, float]] = {}
     for name in codes.TESTS:
-        found = [r for r in examiner.clips(name) if r.clip.intent == "noise" or r.clip.key is not None]
+        unseen = read_split().sentence_is_heldout
+        found = [r for r in examiner.clips(name) if r.clip.intent == "noise" or (r.clip.key and unseen(r.clip.key))]
         if not found:
             continue
         if found[0].clip.intent == "noise":

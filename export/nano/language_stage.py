@@ -314,7 +314,8 @@ def exact(trainer: LanguageTrainer, sequences: list[Sequence], pad: int) -> list
 def test_sequences(composer: Composer, library: Library, task: str, most: int) -> list[Sequence]:
     """Sequences of a held-out set: `ask` and `transcribe` of unseen sentences, `follow`, `noise`."""
     rng, out = Random(11), []
-    unseen = [q for q in library.questions if q.recording.clip.key is not None and q.recording.clip.intent != "look"]
+    heldout = composer.split.sentence_is_heldout
+    unseen = [q for q in library.questions if q.recording.clip.key and heldout(q.recording.clip.key)]
     rng.shuffle(unseen)
     count = {"follow": len(library.pairs), "noise": len(library.noises)}.get(task, len(unseen))
     for i in range(min(most, count)):

@@ -26,6 +26,7 @@ ANSWER_RATE = 24000  # what the vocoder says
 TARGET_VOICE = "piper/joe"
 SHARD = 400  # clips
 _FOLLOW_UPS = 0.35  # share of questions with a second turn
+_HELDOUT_PAIRS = 0.2  # share of draws for held-out sets that ask for a pair of turns
 # Talk that is not for the assistant is made of these words in random order; none begins like a command.
 _OTHER_WORDS = (
     "because yesterday nobody people before house street never always think going would could should maybe nothing "
@@ -62,7 +63,7 @@ PLANS: dict[str, Plan] = {
     "test_other_talk": Plan("espeak", 400, "other_talk", heldout=True),
     "test_noises": Plan("espeak", 400, "noises", heldout=True),
     "questions_kokoro": Plan("kokoro", 4000, "questions"),
-    "test_kokoro": Plan("kokoro", 800, "questions", heldout=True),
+    "test_kokoro": Plan("kokoro", 1000, "questions", heldout=True),
 }
 
 
@@ -118,6 +119,9 @@ class _Shard:
 
     def questions(self) -> None:
         """A question and, for some, the follow-up in the same voice."""
+        if self.plan.heldout:
+            self._heldout_questions()
+            return
         turn = domain.draw_turn(self.rng)
         if not self.wanted(turn.key):
             return
@@ -125,6 +129,22 @@ class _Shard:
         then = domain.draw_follow_up(self.rng, turn) if self.rng.random() < _FOLLOW_UPS else None
         self.speak(turn, voice, style, QUESTION_RATE)
         if then is not None and self.wanted(then.key):
+            self.speak(then, voice, style, QUESTION_RATE, number=1)
+
+    def _heldout_questions(self) -> None:
+        """An unseen sentence, or two turns that were never heard together, of which the first may be a seen one; a few
+        sentences without content of their own (greetings) complete the set."""
+        turn = domain.draw_turn(self.rng)
+        then = domain.draw_follow_up(self.rng, turn) if self.rng.random() < _HELDOUT_PAIRS else None
+        if then is None:
+            usable = self.wanted(turn.key) and (turn.key is not None or self.rng.random() < 0.05)
+        else:
+            usable = self.wanted(then.key)
+        if not usable:
+            return
+        voice, style = self.rng.choice(self.voices), _style(self.rng, self.plan, target=False)
+        self.speak(turn, voice, style, QUESTION_RATE)
+        if then is not None:
             self.speak(then, voice, style, QUESTION_RATE, number=1)
 
     def answers(self) -> None:
