@@ -69,7 +69,15 @@ class Draw:
         return op.ReduceMin(kept, ints(op, -1), keepdims=1)
 
     def _split(self, vector: ir.Value) -> tuple[ir.Value, ...]:
-        return self.op.Split(vector, ints(self.op, *self.sizes), axis=0, _outputs=len(self.sizes))
+        """Each codebook's part of a vector over all scores."""
+        return _pieces(self.op.Split(vector, ints(self.op, *self.sizes), axis=0, _outputs=len(self.sizes)))
 
     def _each(self, vector: ir.Value) -> tuple[ir.Value, ...]:
-        return self.op.Split(vector, axis=0, num_outputs=len(self.sizes), _outputs=len(self.sizes))
+        """Each codebook's entry of a vector with one for each."""
+        count = len(self.sizes)
+        return _pieces(self.op.Split(vector, axis=0, num_outputs=count, _outputs=count))
+
+
+def _pieces(split: Any) -> tuple[ir.Value, ...]:
+    """What Split returned, also where it is one piece."""
+    return (split,) if isinstance(split, ir.Value) else tuple(split)
