@@ -1,0 +1,164 @@
+"""What a recipe makes of each weight of a bundle, decided before anything is read or written."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant.rewrite import Model, Weight, open_graph, padded_rows, weights
+from quant.scheme import GROUP_SIZES, Recipe, Rule, Scheme
+from runtime.bundle import Graph, Manifest, Profile, read_bundle
+from runtime.errors import EdgeOmniError
+
+CUDA_GROUP = 32  # the one group size of CUDA's fused kernels
+
+UNDIVIDED = "no group size divides its rows"
+
+# RVQ codebooks and convolutions that are stored as matrices. Only a pattern that ends as they do quantizes them: "*"
+# would do so without anybody having meant it.
+GUARDED = (".codebook.embed", ".unfolded_weight", ".res_conv.weight", ".final_proj.weight", ".patch_embed.proj.weight")
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A weight and what becomes of it: stored by a scheme, or kept as it is for a reason."""
+
+    weight: Weight
+    scheme: Scheme | None = None
+    reason: str = ""
+
+    def bytes_after(self, profile: Profile) -> int:
+        """Bytes of the weight in the quantized bundle."""
+        if self.scheme is None:
+            return self.weight.nbytes
+        rows, columns = self.weight.shape
+        values = padded_rows(rows, self.scheme.bits, profile) * columns
+        return int(values * self.scheme.bits_per_weight(8 * self.weight.dtype.itemsize)) // 8
+
+
+@dataclass(frozen=True)
+class PlannedGraph:
+    name: str
+    graph: Graph
+    model: Model
+    decided: tuple[Decided, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+    graphs: tuple[PlannedGraph, ...]
+
+    @property
+    def decided(self) -> Iterator[Decided]:
+        """Every weight once, however many graphs read it."""
+        seen: set[object] = set()
+        for graph in self.graphs:
+            for item in graph.decided:
+                key = (item.weight.source, item.scheme)
+                if key not in seen:
+                    seen.add(key)
+                    yield item
+
+    def worth_linking(self) -> frozenset[Path]:
+        """Weight files of which at least half stays as it is; a link keeps the whole file alive."""
+        kept: dict[Path, int] = {}
+        for item in self.decided:
+            if item.scheme is None and item.weight.file is not None:
+                kept[item.weight.file] = kept.get(item.weight.file, 0) + item.weight.nbytes
+        return frozenset(file for file, nbytes in kept.items() if 2 * nbytes >= file.stat().st_size)
+
+    def bytes_after(self, linked: frozenset[Path] = frozenset()) -> int:
+        """Bytes of weights to be written when those in the `linked` files are not copied."""
+        written = (item for item in self.decided if item.scheme is not None or item.weight.file not in linked)
+        return sum(item.bytes_after(self.manifest.profile) for item in written)
+
+
+def plan(folder: Path, recipe: Recipe) -> Plan:
+    """Decide for every weight of the float bundle `folder`; EdgeOmniError says all that is wrong with the two."""
+    manifest = read_bundle(folder)
+    if manifest.quantization is not None:
+        raise EdgeOmniError(
+            f"{folder} is quantized already, by the recipe {manifest.quantization.recipe!r}, and rounding twice loses "
+            "twice; give the float bundle that it was made from"
+        )
+    graphs = tuple(_planned(name, graph, folder, recipe) for name, graph in manifest.graphs.items())
+    every = [item for graph in graphs for item in graph.decided]
+    problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
+    if not problems and not any(item.scheme for item in every):
+        problems.append(_nothing(every, recipe))
+    if problems:
+        lines = "\n".join(f"  {line}" for line in problems)
+        raise EdgeOmniError(f"the recipe {recipe.name} cannot quantize {folder}:\n{lines}")
+    return Plan(folder, manifest, recipe, graphs)
+
+
+def _planned(name: str, graph: Graph, folder: Path, recipe: Recipe) -> PlannedGraph:
+    model = open_graph(folder / graph.file)
+    return PlannedGraph(name, graph, model, tuple(_decide(weight, recipe) for weight in weights(model)))
+
+
+def _decide(weight: Weight, recipe: Recipe) -> Decided:
+    rule = recipe.rule_for(weight.name)
+    if rule is None:
+        return Decided(weight, reason="no pattern names it")
+    if not rule.schemes:
+        return Decided(weight, reason=f"kept by {rule.pattern!r}")
+    if obstacle := weight.obstacle() or _unmeant(weight, rule):
+        return Decided(weight, reason=obstacle)
+    if scheme := _dividing(rule, weight.shape[1]):
+        return Decided(weight, scheme)
+    return Decided(weight, reason=UNDIVIDED)
+
+
+def _unmeant(weight: Weight, rule: Rule) -> str | None:
+    """Why a pattern that matches does not count, or None."""
+    ending = next((ending for ending in GUARDED if weight.name.endswith(ending)), None)
+    if ending is None or rule.pattern.endswith(ending):
+        return None
+    return f"is a codebook or a convolution: {rule.pattern!r} would have to end in {ending!r}"
+
+
+def _dividing(rule: Rule, columns: int) -> Scheme | None:
+    return next((scheme for scheme in rule.schemes if columns % scheme.group_size == 0), None)
+
+
+def _misnamed(every: Iterable[Decided], recipe: Recipe) -> Iterator[str]:
+    """Patterns that spell one weight's very name and ask of it what no operator can."""
+    for item in every:
+        rule = recipe.rule_for(item.weight.name)
+        obstacle = item.weight.obstacle()
+        if rule is not None and rule.schemes and rule.pattern == item.weight.name and obstacle:
+            yield f"{rule.pattern!r} {obstacle}; keep it"
+
+
+def _undivided(every: Iterable[Decided], recipe: Recipe) -> Iterator[str]:
+    names: dict[tuple[Rule, int], list[str]] = {}
+    for item in every:
+        rule = recipe.rule_for(item.weight.name)
+        if rule is None or item.reason != UNDIVIDED:
+            continue
+        names.setdefault((rule, item.weight.shape[1]), []).append(item.weight.name)
+    for (rule, columns), found in names.items():
+        asked = ", ".join(str(scheme.group_size) for scheme in rule.schemes)
+        fitting = " or ".join(str(size) for size in GROUP_SIZES if columns % size == 0)
+        yield (
+            f"{rule.pattern!r} asks for groups of {asked}, which do not divide the {columns} columns of {found[0]}"
+            + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+            + (f"; {fitting} would" if fitting else "; no group size does: keep it")
+        )
+
+
+def _unfit_for(profile: Profile, every: Iterable[Decided]) -> Iterator[str]:
+    """Schemes that leave CUDA's fused kernels, which know symmetric groups of 32 only."""
+    schemes = {item.scheme for item in every if item.scheme is not None} if profile == "cuda" else set()
+    for scheme in sorted(schemes, key=str):
+        if not scheme.symmetric or scheme.group_size != CUDA_GROUP or scheme.bits == 2:
+            yield f"{scheme}: the cuda profile takes 4 or 8 bits, symmetric, in groups of {CUDA_GROUP}"
+
+
+def _nothing(every: Iterable[Decided], recipe: Recipe) -> str:
+    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if rule.schemes)
+    matrices = [item.weight.name for item in every if item.weight.obstacle() is None]
+    return f"no matrix is named by its patterns {patterns}; the bundle's are called {', '.join(matrices[:3])}, ..."

@@ -1,0 +1,217 @@
+"""READ FIRST. Float bundle to smaller bundle: one loop over graphs and weights, one slab of one weight at a time."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from quant.affine import Quantized
+from quant.pack import pack
+from quant.plan import Decided, Plan, PlannedGraph, plan
+from quant.rewrite import (
+    Matrix,
+    Weight,
+    external_files,
+    padded_rows,
+    point,
+    quantize_uses,
+    save_graph,
+    weight_bytes,
+)
+from quant.rtn import rtn
+from quant.scheme import Method, Recipe, Scheme
+from runtime.bundle import (
+    File,
+    FloatWeight,
+    Graph,
+    Manifest,
+    Quantization,
+    QuantizedWeight,
+    describe_file,
+    write_manifest,
+)
+from runtime.bundle_writer import Place, align, append, link, refuse_target, require_space, writing
+from runtime.errors import EdgeOmniError
+
+Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
+
+METHODS: dict[Method, Callable[[np.ndarray, Scheme], Quantized]] = {"rtn": rtn}
+SLAB = 1 << 17  # values that are quantized at once, so that they stay in the cache; rows do not depend on each other
+
+
+def quantize(
+    bundle: Path,
+    out: Path,
+    recipe: Recipe,
+    standalone: bool = False,
+    force: bool = False,
+    progress: Progress = lambda name, nbytes: None,
+) -> Manifest:
+    """Quantize the float bundle `bundle` by `recipe` into the bundle `out`; whole or not at all.
+
+    Memory holds one slab of one weight and the scales of that weight. The same bundle and recipe give the same bytes.
+    Without `standalone`, files whose weights mostly stay floats are hard-linked from `bundle`. `force` replaces a
+    bundle that is already there. EdgeOmniError says everything that is wrong with bundle and recipe, or names the
+    weight that holds NaN or infinity.
+    """
+    if out.resolve() == bundle.resolve():
+        raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
+    refuse_target(out, force)
+    planned = plan(bundle, recipe)
+    linked = frozenset() if standalone else planned.worth_linking()
+    with writing(out) as folder:
+        require_space(folder, planned.bytes_after(linked))
+        writer = Writer(planned, folder, {file: link(file, folder) for file in sorted(linked)})
+        return writer.write(progress, standalone)
+
+
+@dataclass
+class Writer:
+    """The quantized bundle in the making. A weight that two graphs share is stored once."""
+
+    plan: Plan
+    folder: Path
+    links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
+    kept: dict[object, Place] = field(default_factory=dict)
+    matrices: dict[object, Matrix] = field(default_factory=dict)
+
+    def write(self, progress: Progress, standalone: bool) -> Manifest:
+        rows = [self._write_graph(graph, progress) for graph in self.plan.graphs]
+        manifest, recipe = self.plan.manifest, self.plan.recipe
+        self._carry_over(standalone)
+        manifest = replace(
+            manifest,
+            graphs={graph.name: row for graph, row in zip(self.plan.graphs, rows, strict=True)},
+            files=tuple(self._describe(name) for name in sorted(path.name for path in self.folder.iterdir())),
+            quantization=Quantization(
+                recipe=recipe.name,
+                recipe_toml=recipe.text,
+                quantized=tuple(self._quantized_rows()),
+                kept=tuple(self._kept_rows()),
+            ),
+        )
+        write_manifest(self.folder, manifest)
+        return manifest
+
+    def _write_graph(self, planned: PlannedGraph, progress: Progress) -> Graph:
+        name = f"{planned.name}.data"
+        if name in self.links.values():
+            name = f"{planned.name}.quantized.data"
+        with (self.folder / name).open("wb") as out:
+            for item in planned.decided:
+                self._store(item, planned, out, name)
+                progress(item.weight.name, item.weight.nbytes)
+        if (self.folder / name).stat().st_size == 0:
+            (self.folder / name).unlink()
+        save_graph(planned.model, self.folder / planned.graph.file)
+        smaller = any(item.scheme for item in planned.decided)
+        return replace(
+            planned.graph,
+            weights=external_files(planned.model),
+            precision=self.plan.recipe.name if smaller else planned.graph.precision,
+            weight_bytes=weight_bytes(planned.model),
+        )
+
+    def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str) -> None:
+        weight, scheme, profile = item.weight, item.scheme, self.plan.manifest.profile
+        if scheme is not None:
+            key = (weight.source, scheme)
+            if key not in self.matrices:
+                rows = padded_rows(weight.shape[0], scheme.bits, profile)
+                self.matrices[key] = write_matrix(weight, scheme, rows, out, name)
+            quantize_uses(planned.model, weight, self.matrices[key], profile, self.folder)
+        elif weight.file is not None:
+            if weight.source not in self.kept:
+                self.kept[weight.source] = self._keep(weight, out, name)
+            point(weight, self.kept[weight.source], self.folder)
+
+    def _keep(self, weight: Weight, out: BinaryIO, name: str) -> Place:
+        assert weight.file is not None
+        linked = self.links.get(weight.file)
+        if linked is not None:
+            return Place(linked, weight.offset, weight.nbytes)
+        offset = align(out, weight.nbytes)
+        for slab in slabs(weight):
+            out.write(slab.tobytes())
+        return Place(name, offset, weight.nbytes)
+
+    def _carry_over(self, standalone: bool) -> None:
+        """The files that belong to no graph: the tokenizer."""
+        manifest = self.plan.manifest
+        graphs = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.weights)}
+        for file in manifest.files:
+            if file.path not in graphs and (standalone or link(self.plan.folder / file.path, self.folder) is None):
+                shutil.copyfile(self.plan.folder / file.path, self.folder / file.path)
+
+    def _describe(self, name: str) -> File:
+        """A linked file has the checksum that it was listed with."""
+        listed = {file.path: file for file in self.plan.manifest.files if file.path in self.links.values()}
+        return listed.get(name) or describe_file(self.folder, name)
+
+    def _quantized_rows(self) -> Iterator[QuantizedWeight]:
+        for graph in self.plan.graphs:
+            for item in graph.decided:
+                if item.scheme is not None:
+                    nbytes = self.matrices[item.weight.source, item.scheme].nbytes
+                    yield QuantizedWeight(
+                        graph=graph.name,
+                        name=item.weight.name,
+                        parameters=item.weight.parameters,
+                        bits_per_weight=round(8 * nbytes / item.weight.parameters, 3),
+                        **vars(item.scheme),
+                    )
+
+    def _kept_rows(self) -> Iterator[FloatWeight]:
+        for graph in self.plan.graphs:
+            for item in graph.decided:
+                weight = item.weight
+                if item.scheme is None and weight.is_float and len(weight.shape) > 1:
+                    bits = 8 * weight.dtype.itemsize
+                    yield FloatWeight(graph.name, weight.name, weight.parameters, bits, item.reason)
+
+
+def write_matrix(weight: Weight, scheme: Scheme, rows: int, out: BinaryIO, name: str) -> Matrix:
+    """Quantize `weight` slab by slab into the file `name`, open as `out`, filled up to `rows` rows with zeros.
+
+    EdgeOmniError if it holds NaN or infinity.
+    """
+    columns, spare = weight.shape[1], rows - weight.shape[0]
+    size = rows * columns * scheme.bits // 8
+    codes = Place(name, align(out, size), size)
+    scales, zeros = [], []
+    for slab in slabs(weight):
+        require_finite(slab, weight)
+        packed = pack(METHODS[scheme.method](slab, scheme))
+        out.write(packed.codes.tobytes())
+        scales.append(packed.scales)
+        zeros += [] if packed.zeros is None else [packed.zeros]
+    out.write(b"\0" * (spare * size // rows))
+    return Matrix(
+        scheme=scheme,
+        rows=rows,
+        columns=columns,
+        dtype=weight.dtype,
+        codes=codes,
+        scales=append(out, name, _filled_up(scales, spare)),
+        zeros=append(out, name, _filled_up(zeros, spare)) if zeros else None,
+    )
+
+
+def slabs(weight: Weight) -> Iterator[np.ndarray]:
+    """The rows of a weight, some at a time, of SLAB values or one row."""
+    step = max(1, SLAB * weight.shape[0] // max(1, weight.parameters))
+    for start in range(0, weight.shape[0], step):
+        yield weight.rows(start, min(start + step, weight.shape[0]))
+
+
+def require_finite(slab: np.ndarray, weight: Weight) -> None:
+    if not np.isfinite(slab).all():
+        found = slab[~np.isfinite(slab)][0]
+        raise EdgeOmniError(f"{weight.name} holds {found}, which no integer stands for; the checkpoint is damaged")
+
+
+def _filled_up(parts: list[np.ndarray], spare: int) -> np.ndarray:
+    return np.pad(np.concatenate(parts), ((0, spare), (0, 0)))

@@ -1,0 +1,266 @@
+"""One graph: FusedMatMul with a float weight becomes MatMulNBits, Gather from a float table GatherBlockQuantized.
+
+The only file of this floor that knows how graphs are spelled. What a weight is read by decides whether it can be
+quantized at all: kernels of convolutions and RVQ codebooks (whose distances are products with -2) cannot.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quant.scheme import Scheme
+from runtime.bundle import Profile
+from runtime.bundle_writer import Place
+
+CONTRIB = "com.microsoft"
+FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level; without it the CPU multiplies in fp32
+# CUDA's fused kernels take output widths that are a multiple of this, by bits.
+CUDA_ROWS = {2: 64, 4: 64, 8: 32}
+
+Model = ir.Model
+
+
+def open_graph(path: Path) -> Model:
+    """The graph of a bundle; its weights stay on disk."""
+    return ir.load(path)
+
+
+def save_graph(model: Model, path: Path) -> None:
+    ir.save(model, path)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """An initializer [*shape] that has not been read: `offset` bytes into `file`, or (None) in the graph itself."""
+
+    value: ir.Value
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    file: Path | None
+    offset: int
+
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameters * self.dtype.itemsize
+
+    @property
+    def source(self) -> tuple[Path, int] | ir.Value:
+        """Where it lies: two graphs that share a weight name the same source."""
+        return self.value if self.file is None else (self.file, self.offset)
+
+    @property
+    def is_float(self) -> bool:
+        return self.dtype in FLOATS
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows `start` to `stop`, [stop - start, *shape[1:]]; only their bytes are read."""
+        if self.file is None:
+            assert self.value.const_value is not None
+            return self.value.const_value.numpy()[start:stop]
+        row = math.prod(self.shape[1:])
+        at = self.offset + start * row * self.dtype.itemsize
+        return np.fromfile(self.file, self.dtype, (stop - start) * row, offset=at).reshape(-1, *self.shape[1:])
+
+    def obstacle(self) -> str | None:
+        """Why no scheme can store it, or None."""
+        if len(self.shape) != 2 or not self.is_float:
+            return f"is {self.dtype}{list(self.shape)}, not a matrix of floats"
+        readers = {node.op_type for node, place in self.value.uses() if not _takes_matrix(node, place)}
+        return f"is read by {', '.join(sorted(readers))} in a way that needs floats" if readers else None
+
+
+def _takes_matrix(node: ir.Node, place: int) -> bool:
+    """Whether a node reads its input number `place` in a way that a quantized operator knows."""
+    if node.op_type == "Gather":
+        return place == 0 and node.attributes.get_int("axis", 0) == 0
+    plain = all(node.attributes.get_int(name, 0) == 0 for name in ("transA", "transBatchA", "transBatchB"))
+    scaled = node.attributes.get_float("alpha", 1.0) != 1.0
+    transposed = node.attributes.get_int("transB", 0) == 1
+    return node.op_type == "FusedMatMul" and place == 1 and transposed and plain and not scaled
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A quantized matrix in the bundle's weight files; its last rows may be padding."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+    dtype: np.dtype  # of the scales, and of what it multiplies with
+    codes: Place
+    scales: Place
+    zeros: Place | None
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes.nbytes + self.scales.nbytes + (self.zeros.nbytes if self.zeros else 0)
+
+
+def weights(model: Model) -> Iterator[Weight]:
+    """The initializers of a graph, in its order."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        assert tensor is not None
+        external = tensor if isinstance(tensor, ir.ExternalTensor) else None
+        yield Weight(
+            value=value,
+            name=str(value.name),
+            shape=tuple(tensor.shape.numpy()),
+            dtype=tensor.dtype.numpy(),
+            file=Path(external.path) if external else None,
+            offset=(external.offset or 0) if external else 0,
+        )
+
+
+def padded_rows(rows: int, bits: int, profile: Profile) -> int:
+    """Rows that a matrix is stored with, so that the profile's quick kernels take it."""
+    step = CUDA_ROWS[bits] if profile == "cuda" else 1
+    return -(-rows // step) * step
+
+
+def point(weight: Weight, place: Place, folder: Path) -> None:
+    """Let an initializer that stays as it is lie elsewhere."""
+    weight.value.const_value = _external(weight.name, place, weight.dtype, weight.shape, folder)
+
+
+def quantize_uses(model: Model, weight: Weight, matrix: Matrix, profile: Profile, folder: Path) -> None:
+    """Let every node that reads `weight` read `matrix` instead; the float initializer leaves the graph.
+
+    On a CPU a bias that is added to the product moves into the operator. On CUDA it stays outside, and a product that
+    is wider than the weight, for padding, is cut.
+    """
+    edit = _Edit(model.graph, weight, matrix, profile, folder)
+    for node, _ in tuple(weight.value.uses()):
+        edit.look_up(node) if node.op_type == "Gather" else edit.multiply(node)
+    del model.graph.initializers[weight.name]
+
+
+@dataclass(frozen=True)
+class _Edit:
+    graph: ir.Graph
+    weight: Weight
+    matrix: Matrix
+    profile: Profile
+    folder: Path
+
+    def look_up(self, node: ir.Node) -> None:
+        scheme = self.matrix.scheme
+        inputs = [self._codes(2), node.inputs[1], *self._scales()]
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": scheme.group_size, "bits": scheme.bits}
+        self._replace([node], [contrib("GatherBlockQuantized", inputs, attributes, str(node.name))])
+
+    def multiply(self, node: ir.Node) -> None:
+        scheme, name = self.matrix.scheme, str(node.name)
+        attributes = {
+            "K": self.matrix.columns,
+            "N": self.matrix.rows,
+            "bits": scheme.bits,
+            "block_size": scheme.group_size,
+        }
+        inputs = [node.inputs[0], self._codes(3), *self._scales()]
+        if self.profile == "cuda":
+            product = contrib("MatMulNBits", inputs, attributes, name)
+            self._replace([node], [product, *self._cut(product, name)])
+            return
+        if scheme.activations == "int8":
+            attributes["accuracy_level"] = INT8_ACTIVATIONS
+        add, bias = bias_behind(node, self.weight.shape[0])
+        if add is not None:
+            inputs += [None] * (5 - len(inputs)) + [bias]  # zero_points and g_idx come before it
+        self._replace([node] if add is None else [node, add], [contrib("MatMulNBits", inputs, attributes, name)])
+
+    def _cut(self, product: ir.Node, name: str) -> list[ir.Node]:
+        if self.matrix.rows == self.weight.shape[0]:
+            return []
+        starts, ends, axes = (
+            self._initializer(f"{self.weight.name}.{part}", ir.tensor(np.array([at], np.int64)))
+            for part, at in (("begin", 0), ("end", self.weight.shape[0]), ("axis", -1))
+        )
+        product.outputs[0].name = f"{name}.padded"
+        product.outputs[0].type = ir.TensorType(ir.DataType.from_numpy(self.matrix.dtype))
+        return [ir.Node("", "Slice", [product.outputs[0], starts, ends, axes], name=f"{name}.cut")]
+
+    def _replace(self, old: list[ir.Node], new: list[ir.Node]) -> None:
+        """The last of `new` takes the place and the output of the last of `old`."""
+        before, after = old[-1].outputs, new[-1].outputs
+        ir.convenience.replace_nodes_and_values(self.graph, old[-1], old, new, before, after)
+
+    def _codes(self, axes: int) -> ir.Value:
+        """The bytes of the codes as MatMulNBits (3 axes) or GatherBlockQuantized (2 axes) declares them."""
+        rows, columns, scheme = self.matrix.rows, self.matrix.columns, self.matrix.scheme
+        groups, width = columns // scheme.group_size, scheme.group_size * scheme.bits // 8
+        shape = (rows, groups, width) if axes == 3 else (rows, groups * width)
+        name = f"{self.weight.name}.{'codes' if axes == 3 else 'code_rows'}"
+        return self._stored(name, self.matrix.codes, np.dtype(np.uint8), shape)
+
+    def _scales(self) -> list[ir.Value | None]:
+        """Scales, and zeros if there are some."""
+        rows, groups = self.matrix.rows, self.matrix.columns // self.matrix.scheme.group_size
+        scales = self._stored(f"{self.weight.name}.scales", self.matrix.scales, self.matrix.dtype, (rows, groups))
+        if self.matrix.zeros is None:
+            return [scales]
+        shape = (rows, self.matrix.zeros.nbytes // rows)
+        return [scales, self._stored(f"{self.weight.name}.zeros", self.matrix.zeros, np.dtype(np.uint8), shape)]
+
+    def _stored(self, name: str, place: Place, dtype: np.dtype, shape: tuple[int, ...]) -> ir.Value:
+        return self._initializer(name, _external(name, place, dtype, shape, self.folder))
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self.graph.initializers:
+            shape = ir.Shape(tensor.shape.numpy())
+            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+
+def contrib(kind: str, inputs: list[ir.Value | None], attributes: dict[str, int], name: str) -> ir.Node:
+    """A node of ONNX Runtime's own domain with one output."""
+    return ir.Node(CONTRIB, kind, inputs, ir.convenience.convert_attributes(attributes), version=1, name=name)
+
+
+def bias_behind(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | tuple[None, None]:
+    """The Add that is all that reads the node's output, if what it adds is a stored vector [width]; and the vector."""
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or uses[0].node.op_type != "Add":
+        return None, None
+    add, place = uses[0]
+    bias = add.inputs[1 - place]
+    if bias is None or not bias.is_initializer() or bias.shape is None or bias.shape.dims != (width,):
+        return None, None
+    return add, bias
+
+
+def _external(name: str, place: Place, dtype: np.dtype, shape: tuple[int, ...], folder: Path) -> ir.ExternalTensor:
+    kind = ir.DataType.from_numpy(dtype)
+    return ir.ExternalTensor(
+        place.file, place.offset, place.nbytes, kind, shape=ir.Shape(shape), name=name, base_dir=folder
+    )
+
+
+def external_files(model: Model) -> tuple[str, ...]:
+    """The files, relative to the bundle, that hold a graph's weights."""
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    return tuple(sorted({str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}))
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of a graph's weights, those that lie in one place counted once."""
+    sizes = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        place = (tensor.location, tensor.offset) if isinstance(tensor, ir.ExternalTensor) else name
+        sizes[place] = tensor.nbytes
+    return sum(sizes.values())
