@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -202,14 +203,15 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
     """
     assert options.prepack_cache is not None
     home = options.prepack_cache / cache_key(folder, graph, options.threads)
-    if not (home / "graph.onnx").is_file():
+    if not home.exists():
         _write_prepacked(folder, graph, options, home)
         give_back_freed()
-    try:
-        return _open(home / "graph.onnx", options, options.session_options())
-    except BundleError:  # the copy was damaged, or cannot be read back: it is only a copy
-        shutil.rmtree(home, ignore_errors=True)
-        return _open(folder / graph.file, options, options.session_options())
+    if (home / "graph.onnx").is_file():  # else its copy cannot be used
+        try:
+            return _open(home / "graph.onnx", options, options.session_options())
+        except BundleError:  # it was damaged, and is only a copy
+            shutil.rmtree(home, ignore_errors=True)
+    return _open(folder / graph.file, options, options.session_options())
 
 
 def _write_prepacked(folder: Path, graph: Graph, options: Options, home: Path) -> None:
@@ -227,6 +229,9 @@ def _write_prepacked(folder: Path, graph: Graph, options: Options, home: Path) -
         }.items():
             session_options.add_session_config_entry(key, value)
         _open(folder / graph.file, options, session_options)
+        if not lies_aligned((scratch / "graph.onnx").read_bytes()):
+            (scratch / "graph.onnx").unlink()
+            (scratch / "graph.data").unlink()
         try:
             scratch.rename(home)
         except OSError:
@@ -234,6 +239,17 @@ def _write_prepacked(folder: Path, graph: Graph, options: Options, home: Path) -
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def lies_aligned(model: bytes) -> bool:
+    """Whether all weights and packed weights that a written model points to begin at multiples of 64 bytes.
+
+    ONNX Runtime 1.31 lays those below 1 MB one after the other, and its kernels read packed ones as if they were
+    aligned: behind a tensor of odd size the process would die. In an ONNX file such a place is an entry whose key is
+    "offset", or one whose value is "NAME|offset;length;checksum".
+    """
+    places = re.findall(rb"\x0a\x06offset\x12.(\d+)|\|(\d+);\d+;", model, re.DOTALL)
+    return all(int(plain or packed) % 64 == 0 for plain, packed in places)
 
 
 def give_back_freed() -> None:

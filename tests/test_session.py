@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.audio_head import audio_head
 from export.decoder import decoder, lm_head
 from export.parity.graphs import Graphs
 from quant.quantize import quantize
 from quant.scheme import read_recipe
 from runtime.bundle import Graph
 from runtime.errors import BundleError, EdgeOmniError
-from runtime.session import Carried, Options, Session, cache_key
+from runtime.session import Carried, Options, Session, cache_key, lies_aligned
 from tests import tiny_llama
 from tests.tiny import golden_config, golden_graphs
 
@@ -118,6 +119,27 @@ def test_small_quantized_matrices_survive_packing(recipe: str, tmp_path: Path) -
     for _ in range(2):
         packed = tiny_llama.logits(tmp_path / "small", [72, 101, 5], Options(prepack_cache=tmp_path / "cache"))
         np.testing.assert_array_equal(packed, plain)
+
+
+def test_a_copy_whose_packed_weights_lie_askew_is_not_used(tmp_path: Path) -> None:
+    graphs, config = golden_graphs(audio_head(golden_config(), "cpu")), golden_config()
+    options, graph = Options(prepack_cache=tmp_path), graphs.graphs["audio_head"]
+    codes = len(config.audio_config.vq_config.codebook_sizes)
+    for _ in range(2):
+        session = Session(graphs.folder, graph, options)
+        feeds = {port.name: np.zeros([int(dim) for dim in port.shape], port.dtype) for port in graph.inputs}
+        feeds |= {"temperature": np.ones((), np.float32), "forced": np.full(codes, -1, np.int64)}
+        assert len(session.run(**feeds)["codes"]) == codes
+
+
+def test_where_a_written_model_points_to_is_read_from_its_bytes() -> None:
+    def entry(key: bytes, value: bytes) -> bytes:
+        return b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+
+    straight = entry(b"offset", b"1234567872") + entry(b"prepacked_0", b"MatMul+1|128;99;0")
+    assert lies_aligned(straight)
+    assert not lies_aligned(straight + entry(b"offset", b"1234567876"))
+    assert not lies_aligned(straight + entry(b"prepacked_0", b"MatMul+1|132;99;0"))
 
 
 def test_a_damaged_copy_of_packed_weights_is_thrown_away(graphs: Graphs, tmp_path: Path) -> None:
