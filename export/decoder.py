@@ -10,6 +10,9 @@ from export.config import DecoderConfig
 from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, port_dtype
 from export.layers import Embedding, Linear, RMSNorm, silu
 from runtime.bundle import CacheLayout, Port, Profile
+from runtime.errors import CheckpointError
+
+HEAD_STEP = 16  # GroupQueryAttention with rotary positions
 
 
 class Attention(nn.Module):
@@ -121,8 +124,11 @@ def decoder(config: DecoderConfig, profile: Profile) -> Subgraph:
     """embeddings [1, S, hidden] + cache -> normalised hidden states [1, S, hidden] + cache.
 
     `total_sequence_length` is the number of positions after this run, `seqlens_k` the same less one. Rewinding is
-    passing a smaller number. Past and present of a layer may be the same buffer.
+    passing a smaller number. Past and present of a layer may be the same buffer. CheckpointError for a head_dim that
+    the attention operator has no kernel for.
     """
+    if config.head_dim % HEAD_STEP:
+        raise CheckpointError(f"head_dim is {config.head_dim}, the attention operator takes multiples of {HEAD_STEP}")
     dtype = compute_dtype(profile)
     kind = port_dtype(dtype)
     cache = (1, config.num_key_value_heads, "cache", config.head_dim)

@@ -18,7 +18,7 @@ from export.parity.graphs import Graphs
 from export.parity.llm import GROUP, UNCOVERED, empty_cache, read, replay, split_turns
 from export.parity.replay import judge
 from runtime.bundle import Manifest, PromptTemplate, read_bundle
-from runtime.errors import EdgeOmniError
+from runtime.errors import CheckpointError, EdgeOmniError
 from runtime.generate import Decoder
 from runtime.kv_cache import KVCache
 from tests.tiny import GOLDEN, golden_config, golden_graphs, omni_bundle, random_graphs
@@ -247,6 +247,11 @@ def test_other_sizes_interleaved_rotary_and_no_bias_agree_with_plain_numpy() -> 
     behind, _ = read(graphs, rows[13:], cache)
     expected = plain_decoder(rows.astype(np.float64), {key: array.astype(np.float64) for key, array in tensors.items()})
     np.testing.assert_allclose(np.concatenate([hidden, behind]), expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_a_head_that_the_attention_operator_cannot_take_is_refused_at_export() -> None:
+    with pytest.raises(CheckpointError, match="head_dim is 24.* multiples of 16"):
+        decoder(replace(ODD, head_dim=24), "cpu")
 
 
 def test_the_row_of_a_frame_is_the_sum_of_its_codes_embeddings() -> None:
