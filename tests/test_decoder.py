@@ -250,7 +250,7 @@ def test_other_sizes_interleaved_rotary_and_no_bias_agree_with_plain_numpy() -> 
 
 
 def test_a_head_that_the_attention_operator_cannot_take_is_refused_at_export() -> None:
-    with pytest.raises(CheckpointError, match="head_dim is 24.* multiples of 16"):
+    with pytest.raises(CheckpointError, match=r"head_dim is 24.* multiples of 16"):
         decoder(replace(ODD, head_dim=24), "cpu")
 
 

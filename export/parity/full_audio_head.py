@@ -1,7 +1,7 @@
 """The audio head as the official code runs it: all depths at once, and all of it anew for each code of a frame.
 
-Ours is measured against it; no bundle holds these graphs. They are made of the unrolled head's own parts, so that what is compared is the order of
-the work and not how well each part was written.
+Ours is measured against it; no bundle holds these graphs. They are made of the unrolled head's own parts, so that what
+is compared is the order of the work, not how well each part was written.
 """
 
 import zlib
