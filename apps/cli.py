@@ -14,7 +14,7 @@ import typer
 from runtime.errors import EdgeOmniError
 
 EXTRAS = {
-    "onnxruntime": "cpu] (or edgeomni[cuda]; never both",
+    "onnxruntime": "cpu",
     "cv2": "camera",
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
@@ -85,6 +85,29 @@ def export(
     with tables.progress(sum(row.bytes_after for row in planned.graphs), quiet=as_json) as step:
         manifest = convert.write(planned, out, standalone, force, random, step)
     return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+
+
+@app.command()
+def quantize(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="Folder to write.")],
+    recipe: Annotated[str, typer.Option(help="A recipe that comes with EdgeOmni, or a TOML file.")] = "int4-rtn",
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Copy weights that stay floats instead of linking their files.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Make a smaller bundle of a float one."""
+    from apps import tables
+    from quant.quantize import quantize as run
+    from quant.scheme import read_recipe
+    from runtime.bundle import read_bundle
+
+    total = sum(graph.weight_bytes for graph in read_bundle(bundle).graphs.values())
+    with tables.progress(total, quiet=as_json) as step:
+        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step)
+    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 
 @app.command()
@@ -250,7 +273,7 @@ def one_message() -> Iterator[None]:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        note(f"this needs the Python package {error.name}, which is not installed: pip install edgeomni[{extra}]")
+        note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -120,7 +120,8 @@ def bundle_record(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def show_written(folder: Path, manifest: Manifest) -> None:
-    line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs.")
+    weights = size(manifest.weight_bytes)
+    line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs, {weights} of weights.")
     line(f"Next: edgeomni verify {folder}; edgeomni chat {folder}")
 
 
@@ -130,6 +131,9 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     line(f"{folder}: {manifest.family} for {manifest.profile}")
     line(f"source   {source.name}, stored as {', '.join(source.stored_dtypes)}")
     line(f"licence  {source.licence}")
+    if manifest.quantization is not None:
+        made = manifest.quantization
+        line(f"recipe   {made.recipe}: {len(made.quantized)} weights quantized, {len(made.kept)} kept as they were")
     line(f"context  {manifest.cache.max_positions} positions of {size(manifest.cache.bytes_per_position)}")
     line(f"memory   about {size(estimate)}: the weights and a conversation of {positions} positions\n")
     OUT.print(_graph_table(manifest.graphs))

@@ -9,13 +9,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.audio import Wave, write_wav
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, Event, Finish, ReplyDone, TextDelta, Timings
+from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Part, Text
+from runtime.speech import SpeechDecoder
 
 HELP = """\
 /audio PATH, /image PATH, /video PATH   show it with the next turn (an empty line then sends it alone)
@@ -36,6 +38,7 @@ class Answer:
     finish: Finish | None = None
     timings: Timings = field(default_factory=Timings)
     chunks: list[Wave] = field(default_factory=list)
+    segments: list[NDArray[np.int64]] = field(default_factory=list)  # codes [frames, codebooks] of each
     sampling_rate: int = 0
 
     def take(self, event: Event) -> str:
@@ -47,6 +50,8 @@ class Answer:
             case AudioChunk(samples, rate):
                 self.chunks.append(samples)
                 self.sampling_rate = rate
+            case StepDone("audio", codes=codes) if len(codes) > 1:  # the end code's frame alone is silence
+                self.segments.append(codes)
             case ReplyDone(text, finish, timings):
                 self.text, self.finish, self.timings = text, finish, timings
         return ""
@@ -58,7 +63,7 @@ class Answer:
         write_wav(path, np.concatenate(self.chunks), self.sampling_rate)
         return path
 
-    def record(self, speech: Path | None) -> dict[str, object]:
+    def record(self, speech: Path | None, low_latency_error: float | None) -> dict[str, object]:
         """For machines: seconds, counts, and null where something did not happen."""
         rates = {
             "tokens_per_second": self.timings.tokens_per_second,
@@ -68,12 +73,22 @@ class Answer:
             "text": self.text,
             "finish": self.finish or "interrupted",
             "speech": str(speech) if speech else None,
+            "low_latency_error": low_latency_error,
             "timings": asdict(self.timings) | rates,
         }
 
 
-def one_answer(events: Iterator[Event], speak: Path | None, as_json: bool, stop: Callable[[], bool] = lambda: False):
-    """Show one reply as it comes, write its speech, and say how long it took; `stop` is asked after each event."""
+def one_answer(
+    events: Iterator[Event],
+    speak: Path | None,
+    as_json: bool,
+    stop: Callable[[], bool] = lambda: False,
+    decoder: SpeechDecoder | None = None,
+) -> None:
+    """Show one reply as it comes, write its speech, and say how long it took.
+
+    `stop` is asked after each event; with `decoder`, what low latency cost is measured when the reply is over.
+    """
     answer = Answer()
     try:
         for event in events:
@@ -86,11 +101,14 @@ def one_answer(events: Iterator[Event], speak: Path | None, as_json: bool, stop:
         speech = answer.write_speech(speak)
         if answer.text and not as_json:
             print(flush=True)
+    errors = [decoder.prefix_error(codes) for codes in answer.segments] if decoder else []
+    worst = max((error.mel for error in errors), default=None)
     if as_json:
-        print(json.dumps(answer.record(speech), ensure_ascii=False), flush=True)
+        print(json.dumps(answer.record(speech, worst), ensure_ascii=False), flush=True)
     else:
         print("interrupted" if answer.finish is None else timing_line(answer, speech), file=sys.stderr)
-    return answer
+        if worst is not None:
+            print(f"low latency: the log-mel of the worst segment is off by {worst:.1%} (rms)", file=sys.stderr)
 
 
 def timing_line(answer: Answer, speech: Path | None) -> str:
@@ -165,7 +183,9 @@ class Chat:
         if choices.spoken:
             self.engine.open_all()  # before the clock of this answer starts
         events = self.conversation.reply(parts, choices)
-        one_answer(events, self._speech_file(), self.as_json, stop)
+        approximate = choices.spoken and choices.mode == "prefix"
+        decoder = self.engine.speech(np.random.default_rng(0), "exact", zero_noise=True) if approximate else None
+        one_answer(events, self._speech_file(), self.as_json, stop, decoder)
         self.attached = []
         self.answers += 1
 

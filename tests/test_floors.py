@@ -33,7 +33,7 @@ THEIRS = {
 ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
-    ("quant", "onnx_ir"): {"quant/rewrite.py"},
+    ("quant", "onnx_ir"): {"quant/rewrite.py", "quant/taps.py"},
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
