@@ -107,7 +107,7 @@ def _decide(weight: Weight, recipe: Recipe) -> Decided:
         return Decided(weight, reason=f"kept by {rule.pattern!r}")
     if obstacle := weight.obstacle() or _unmeant(weight, rule):
         return Decided(weight, reason=obstacle)
-    if scheme := _dividing(rule, weight.shape[1]):
+    if scheme := rule.scheme_for(weight.shape[1]):
         return Decided(weight, scheme)
     return Decided(weight, reason=UNDIVIDED)
 
@@ -118,10 +118,6 @@ def _unmeant(weight: Weight, rule: Rule) -> str | None:
     if ending is None or rule.pattern.endswith(ending):
         return None
     return f"is a codebook or a convolution: {rule.pattern!r} would have to end in {ending!r}"
-
-
-def _dividing(rule: Rule, columns: int) -> Scheme | None:
-    return next((scheme for scheme in rule.schemes if columns % scheme.group_size == 0), None)
 
 
 def _misnamed(every: Iterable[Decided], recipe: Recipe) -> Iterator[str]:

@@ -76,6 +76,10 @@ class Rule:
     def matches(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, self.pattern)
 
+    def scheme_for(self, columns: int) -> Scheme | None:
+        """The first scheme whose groups divide rows of so many columns."""
+        return next((scheme for scheme in self.schemes if columns % scheme.group_size == 0), None)
+
 
 @dataclass(frozen=True)
 class Recipe:
