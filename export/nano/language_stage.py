@@ -148,7 +148,9 @@ class Composer:
 
     def _read(self, rng: Random, sequence: Sequence, near: int) -> Sequence:
         item = rng.choice(self.library.target)
-        self.writer.text(sequence, self._spaced(item.recording.clip.text) + "<audiogen_start_baichuan>")
+        # A person's text comes without the space in front.
+        text = item.recording.clip.text if rng.random() < 0.7 else self._spaced(item.recording.clip.text)
+        self.writer.text(sequence, text + "<audiogen_start_baichuan>")
         self.writer.say(sequence, item.codes(rng))
         self.writer.text(sequence, vocabulary.EOS, learn=True)
         return sequence
