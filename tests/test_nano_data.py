@@ -206,3 +206,17 @@ def test_the_judge_reads_digits_as_the_words_that_were_said():
     assert words("87-12 is 75.") == "eighty seven minus twelve is seventy five".split()
     assert words("Okay, 1930 = 4 x 5") == words("okay nineteen thirty equals four times five")
     assert distance("turn on the light".split(), "turn the light off".split()) == 2
+
+
+def test_a_disturbed_recording_keeps_its_alignment_and_meets_every_level():
+    pytest.importorskip("scipy")
+    from export.nano import augment
+
+    wave, peaks = np.zeros(16000, np.float32), []
+    wave[8000:9000] = 0.7 * np.sin(np.arange(1000))
+    for seed in range(60):
+        got, ((start, phone),) = augment.disturb(wave, Random(seed), [(8000, "a")])
+        energy = np.convolve(got.astype(np.float64) ** 2, np.ones(800), "valid")
+        assert phone == "a" and abs(int(energy.argmax()) - start) < 1200
+        peaks.append(float(np.abs(got).max()))
+    assert min(peaks) < 0.1 and max(peaks) > 0.8

@@ -50,6 +50,11 @@ def add_noise(wave: np.ndarray, rng: Random, snr: float) -> np.ndarray:
     return (wave + noise * np.sqrt(power * 10 ** (-snr / 10))).astype(np.float32)
 
 
+def change_level(wave: np.ndarray, rng: Random) -> np.ndarray:
+    """28 dB of range below full scale; the official log-mel keeps the absolute level."""
+    return (wave * (10 ** rng.uniform(-1.4, 0) / max(float(np.abs(wave).max()), 1e-4))).astype(np.float32)
+
+
 def disturb(wave: np.ndarray, rng: Random, alignment: Alignment) -> tuple[np.ndarray, Alignment]:
     """A random microphone recording of a clean 16 kHz clip, with its alignment moved along.
 
@@ -72,4 +77,4 @@ def disturb(wave: np.ndarray, rng: Random, alignment: Alignment) -> tuple[np.nda
     if rng.random() < 0.1:
         limit = float(np.abs(wave).max()) * rng.uniform(0.3, 0.8)
         wave = np.clip(wave, -limit, limit)
-    return wave, [(int(start / factor) + before, phone) for start, phone in alignment]
+    return change_level(wave, rng), [(int(start / factor) + before, phone) for start, phone in alignment]

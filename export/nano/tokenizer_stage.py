@@ -81,7 +81,7 @@ def draw_heard(rng: Random, speech: list[Recording], noises: list[Recording], co
     start = rng.randrange(max(1, len(speech) - 4 * count))
     chosen = rng.sample(speech[start : start + 4 * count], count)
     pairs = [augment.disturb(r.wave(), rng, r.clip.alignment) for r in chosen]
-    sounds = [r.wave() for r in rng.sample(noises, noisy)]
+    sounds = [r.wave() * 10 ** rng.uniform(-1.4, 0) for r in rng.sample(noises, noisy)]
     waves = [wave for wave, _ in pairs] + [sound[: 4 * HEARD_RATE] for sound in sounds]
     return collate(waves, [a for _, a in pairs] + [[] for _ in sounds], [False] * count + [True] * noisy)
 
