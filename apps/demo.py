@@ -96,7 +96,9 @@ def main() -> None:
     results = [(step, *run(step)) for step in steps(smollm2)]
     print("\nSummary")
     for step, succeeded, seconds in results:
-        print(f"  {'ok' if succeeded else 'FAILED':7}{seconds:6.1f} s  {step.arguments[0]}: {step.about}")
+        command = " ".join(step.arguments[:2]) if step.arguments[0] != "export" else f"export to {step.arguments[3]}"
+        print(f"  {'ok' if succeeded else 'FAILED':7}{seconds:6.1f} s  {command}")
+    print("SmolLM2's answer comes from real weights; the other's is noise from random ones.")
     print(f"Bundles and the spoken answer are in {OUT.resolve()}.")
     sys.exit(0 if all(succeeded for _, succeeded, _ in results) else 1)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -11,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from runtime.bundle import MANIFEST, Graph, Manifest, Port
+from quant.summary import summary
+from runtime.bundle import MANIFEST, Graph, Manifest, Port, Quantization
 
 if TYPE_CHECKING:
     from export.convert import Plan
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 CACHE_POSITIONS = 4096  # of the conversation that memory is estimated for
 
 # Names come from files: without markup, a bracket in one is a bracket.
-OUT = Console(markup=False, highlight=False)
+OUT = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 160)
 ERR = Console(stderr=True, markup=False, highlight=False)
 
 
@@ -120,6 +122,8 @@ def bundle_record(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 
 def show_written(folder: Path, manifest: Manifest) -> None:
+    if manifest.quantization is not None:
+        OUT.print(_quantization_table(manifest.quantization))
     weights = size(manifest.weight_bytes)
     line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs, {weights} of weights.")
     line(f"Next: edgeomni verify {folder}; edgeomni chat {folder}")
@@ -139,6 +143,9 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     OUT.print(_graph_table(manifest.graphs))
     OUT.print()
     OUT.print(_port_table(manifest.graphs))
+    if manifest.quantization is not None:
+        OUT.print()
+        OUT.print(_quantization_table(manifest.quantization))
     for note in manifest.notes:
         line(f"note: {note}")
     if source.random:
@@ -161,6 +168,15 @@ def _port_table(graphs: dict[str, Graph]) -> Table:
             for port, count in gathered(ports):
                 times = f"  × {count}" if count > 1 else ""
                 shown.add_row(name, side, port.name + times, f"{port.dtype} {list(port.shape)}")
+    return shown
+
+
+def _quantization_table(quantization: Quantization) -> Table:
+    """How each weight is stored; those whose names differ in numbers only are one row."""
+    shown = table("graph", "weight", "stored as", "bits>", "size>")
+    for row in summary(quantization):
+        times = f"  × {row.count}" if row.count > 1 else ""
+        shown.add_row(row.graph, row.names + times, row.stored, f"{row.bits_per_weight:.2f}", size(row.nbytes))
     return shown
 
 
@@ -214,7 +230,7 @@ def parity_record(parity: "Parity") -> dict[str, Any]:
 
 def show_parity(parity: "Parity") -> None:
     shown = table("stage", "arrays>", "worst absolute>", "worst relative>", "tolerance>", "verdict")
-    for stage, verdicts in parity.stages().items():
+    for stage, verdicts in sorted(parity.stages().items()):
         shown.add_row(stage, *_stage_row(verdicts))
     OUT.print(shown)
     for verdict in parity.verdicts:
@@ -228,14 +244,14 @@ def show_parity(parity: "Parity") -> None:
 
 
 def _stage_row(verdicts: list["Verdict"]) -> tuple[str, ...]:
-    """Integers count as 0 error where equal; tolerances differ between the arrays of a stage where two are shown."""
-    limits = sorted({verdict.tolerance for verdict in verdicts if verdict.tolerance}) or [0.0]
+    """Equal integers count as error 0; several tolerances are shown where the arrays of a stage differ in theirs."""
+    limits = sorted({f"{verdict.tolerance:.0e}" for verdict in verdicts if verdict.tolerance}) or ["equal"]
     failed = sum(not verdict.passed for verdict in verdicts)
     return (
         str(len(verdicts)),
         f"{max(verdict.worst for verdict in verdicts):.1e}",
         f"{max(verdict.relative for verdict in verdicts):.1e}",
-        ", ".join(f"{limit:.0e}" for limit in limits),
+        ", ".join(limits),
         f"{failed} of {len(verdicts)} failed" if failed else "ok",
     )
 
