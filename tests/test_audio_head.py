@@ -140,10 +140,9 @@ def products(subgraph: Subgraph) -> int:
     return total
 
 
-def test_a_frame_multiplies_as_often_less_as_there_are_codebooks() -> None:
+def test_a_whole_frame_multiplies_no_more_than_one_of_the_official_runs_of_which_it_needs_one_for_each_code() -> None:
     shape = HeadShape(hidden_size=256, layers=3, codebook_sizes=(64, 32, 16, 16, 16, 16, 16, 16))
-    ours, official = products(unrolled(shape, "cpu")), products(full_audio_head(shape, "sliced"))
-    assert shape.depths * official == shape.depths * ours
+    assert products(unrolled(shape, "cpu")) == products(full_audio_head(shape, "sliced"))
 
 
 def test_the_benchmark_says_how_much_faster_as_json(capsys: pytest.CaptureFixture[str]) -> None:
