@@ -10,6 +10,7 @@ from quant.plan import plan
 from quant.quantize import SLAB, quantize, slabs
 from quant.rewrite import Weight, open_graph, weights
 from quant.scheme import Recipe, parse_recipe, read_recipe, shipped_recipes
+from quant.summary import summary
 from runtime.bundle import altered_files, describe_file, read_bundle, write_manifest
 from runtime.errors import EdgeOmniError
 from runtime.verify import refuse_failed, verify
@@ -245,3 +246,16 @@ def test_a_manifest_with_its_quantization_survives_a_round_trip(tmp_path: Path) 
     write_manifest(tmp_path / "small", manifest)
     assert (tmp_path / "small" / "manifest.json").read_bytes() == before
     assert describe_file(tmp_path / "small", "lm_head.onnx") in manifest.files
+
+
+def test_the_summary_gathers_layers_and_loses_no_weight(tmp_path: Path) -> None:
+    quantization = quantize(tiny_llama.bundle(), tmp_path / "small", read_recipe("int4-rtn")).quantization
+    assert quantization is not None
+    lines = {line.names: line for line in summary(quantization)}
+    down = lines["model.layers.*.mlp.down_proj.weight"]
+    assert (down.count, down.stored, down.bits_per_weight) == (2, "int4 by 32, rtn", 5.0)
+    assert down.nbytes == 2 * tiny_llama.HIDDEN * tiny_llama.MLP * 5 / 8
+    assert lines["rotary.cos"].stored == "float: no pattern names it"
+    every = (*quantization.quantized, *quantization.kept)
+    assert sum(line.parameters for line in lines.values()) == sum(weight.parameters for weight in every)
+    assert sum(line.count for line in lines.values()) == len(every)

@@ -1,0 +1,45 @@
+"""What a recipe did, in as many lines as a person reads: weights alike in name and storage together."""
+
+import re
+from dataclasses import dataclass
+
+from runtime.bundle import FloatWeight, Quantization, QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Line:
+    """`count` weights whose names differ in numbers only, all stored in one way."""
+
+    graph: str
+    names: str  # numbers of layers and codebooks are *
+    count: int
+    parameters: int
+    stored: str
+    bits_per_weight: float  # their mean, scales and zeros counted
+
+    @property
+    def nbytes(self) -> int:
+        return round(self.parameters * self.bits_per_weight / 8)
+
+
+def summary(quantization: Quantization) -> tuple[Line, ...]:
+    """One line for each kind of weight, first those that were quantized, in the order of the bundle."""
+    kinds: dict[tuple[str, str, str], list[QuantizedWeight | FloatWeight]] = {}
+    for weight in (*quantization.quantized, *quantization.kept):
+        names = re.sub(r"(?<=\.)\d+(?=\.)", "*", weight.name)
+        kinds.setdefault((weight.graph, names, _stored(weight)), []).append(weight)
+    return tuple(_line(*kind, weights) for kind, weights in kinds.items())
+
+
+def _line(graph: str, names: str, stored: str, weights: list[QuantizedWeight | FloatWeight]) -> Line:
+    parameters = sum(weight.parameters for weight in weights)
+    bits = sum(weight.parameters * weight.bits_per_weight for weight in weights)
+    return Line(graph, names, len(weights), parameters, stored, bits / parameters)
+
+
+def _stored(weight: QuantizedWeight | FloatWeight) -> str:
+    if isinstance(weight, FloatWeight):
+        return f"float: {weight.reason}"
+    zeros = "" if weight.symmetric else " with zeros"
+    exact = "" if weight.activations == "int8" else ", float activations"
+    return f"int{weight.bits} by {weight.group_size}{zeros}, {weight.method}{exact}"
