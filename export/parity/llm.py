@@ -41,11 +41,13 @@ Role = Literal["system", "user", "assistant", "spoken"]
 def replay(golden: Golden, graphs: Graphs, manifest: Manifest) -> Iterator[Replayed]:
     """Ids and codes from the strings and files, rows from the recorded codes, the rest from the recorded rows."""
     recorded = golden.arrays(GROUP)
+    if not recorded:
+        return
     reader = Reader(golden, graphs, manifest, prompt_format(manifest, Tokenizer(graphs.folder / manifest.tokenizer)))
     for name, row in golden.tables["prompts"].items():
         if f"{name}.input_ids" in recorded:
             prompt = reader.prompt(row["text"])
-            own = {part.removeprefix(f"{name}."): array for part, array in recorded.items()}
+            own = {part[len(name) + 1 :]: array for part, array in recorded.items() if part.startswith(f"{name}.")}
             parts = {"input_ids": prompt.ids[None], "audio_codes": prompt.codes}
             if "embeds" in own:
                 parts |= {"embeds": embedded(graphs, manifest, prompt, own)[None], **generated(graphs, manifest, own)}
