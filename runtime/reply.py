@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from runtime.bundle import Manifest, Sampling, Step
 from runtime.context import Context
 from runtime.events import Event, Finish, StepDone, TextDelta
-from runtime.sampling import banned_in_text, gumbel, sample
+from runtime.sampling import NOTHING, banned_in_text, gumbel, sample
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
 
@@ -73,7 +73,8 @@ class Writer:
                 finish = "context"
                 break
             logits = self.lm_head.run(hidden=context.hidden())["logits"][0]
-            token = sample(logits, np.array(context.ids), sampling, self.rng, self.banned)
+            seen = np.array(context.ids) if sampling.repetition_penalty != 1.0 else NOTHING
+            token = sample(logits, seen, sampling, self.rng, self.banned)
             context.push(token)
             if text := stream.push(token):
                 yield TextDelta(text)

@@ -13,6 +13,7 @@ from runtime.errors import EdgeOmniError
 Floats = NDArray[np.floating]
 Ids = NDArray[np.int64]
 
+NEGLIGIBLE = 60.0  # e^-60: of a vocabulary of such tokens beside the likeliest, not one in 10^20 draws takes any
 NOTHING: Ids = np.empty(0, np.int64)
 
 
@@ -57,25 +58,36 @@ def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float32]:
 
 
 def _candidates(scores: Floats, sampling: Sampling) -> tuple[Ids, NDArray[np.float64]]:
-    """Ids that pass top-k and top-p, least likely first, and their probabilities, which add up to 1."""
+    """Ids that pass top-k and top-p, and their probabilities, which add up to 1."""
     # Temperature is positive and keeps the order, so top-k may come first and spare the rest the arithmetic.
-    ids = _top_k(scores, sampling.top_k)
-    ids = ids[np.argsort(scores[ids], kind="stable")]
-    kept = scores[ids].astype(np.float64)
-    probs = np.exp((kept - kept[-1]) / sampling.temperature)
+    least = max(_kth_largest(scores, sampling.top_k), float(scores.max()) - NEGLIGIBLE * sampling.temperature)
+    ids = np.flatnonzero(scores >= least)
+    probs = scores[ids].astype(np.float64)
+    probs -= probs.max()
+    probs /= sampling.temperature
+    np.exp(probs, out=probs)
     probs /= probs.sum()
     if sampling.top_p < 1.0:
-        first = min(int(np.count_nonzero(probs.cumsum() <= 1.0 - sampling.top_p)), len(ids) - 1)
-        ids, probs = ids[first:], probs[first:]
+        ids, probs = _top_p(ids, probs, scores, sampling.top_p)
     return ids, probs / probs.sum()
 
 
-def _top_k(scores: Floats, k: int) -> Ids:
-    """Ids of the k largest scores and of every score equal to the smallest of them; -inf is never among them."""
-    floor = -np.inf
-    if 0 < k < scores.size:
-        floor = scores[np.argpartition(scores, -k)[-k]]
-    return np.flatnonzero((scores >= floor) & (scores > -np.inf))
+def _top_p(ids: Ids, probs: NDArray[np.float64], scores: Floats, p: float) -> tuple[Ids, NDArray[np.float64]]:
+    """The likeliest ids that make up a probability of p, least likely first: the others add up to 1 - p at most.
+
+    Sorting a whole vocabulary would take longer than a small model takes for a token. Ids of less than an equal share
+    of 1 - p cannot add up to it, so they fall whatever their order is, and only the others are sorted.
+    """
+    plausible = np.flatnonzero(probs > (1.0 - p) / len(ids))
+    fallen = 1.0 - probs[plausible].sum()
+    order = plausible[np.argsort(scores[ids[plausible]], kind="stable")]
+    first = min(int(np.count_nonzero(fallen + probs[order].cumsum() <= 1.0 - p)), len(order) - 1)
+    return ids[order[first:]], probs[order[first:]]
+
+
+def _kth_largest(scores: Floats, k: int) -> float:
+    """The score that top-k lets pass, with every one that equals it; -inf where k is 0 or all pass."""
+    return float(scores[np.argpartition(scores, -k)[-k]]) if 0 < k < scores.size else -np.inf
 
 
 def _check(scores: Floats) -> None:
