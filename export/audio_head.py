@@ -269,7 +269,7 @@ def depth_slices(shape: HeadShape) -> dict[str, Derived]:
             key, whole = f"{path}.{name}.weight", (rows, shape.depths * columns)
             for depth in range(shape.depths):
                 derived[f"{path}.{name}.{depth}.weight"] = Derived(
-                    (key,), (whole,), columns_of(depth, columns), by_rows=True
+                    (key,), (whole,), columns_of(depth, columns), selects=True
                 )
     return derived
 

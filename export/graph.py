@@ -42,13 +42,14 @@ class Derived:
     """What fills an initializer: `make(*arrays)` of the checkpoint tensors `keys`, which have `shapes`.
 
     `make` gets and returns float32. Without it the one tensor is taken as it lies, and stored once however many
-    initializers take it. `by_rows`: `make` treats each row by itself, so that a large tensor need never be read whole.
+    initializers take it. `selects`: `make` only picks columns, in any type, so that a large tensor is read by rows and
+    never whole.
     """
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     make: Callable[..., np.ndarray] | None = None
-    by_rows: bool = False
+    selects: bool = False
 
 
 @dataclass(frozen=True)

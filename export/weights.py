@@ -66,9 +66,9 @@ class WeightStore:
         assert value.dtype is not None
         declared, rows = static_shape(value), 0
         stored = [self.tensors[key] for key in source.keys]
-        for arrays in _by_rows(stored) if source.make is None or source.by_rows else [[t.read() for t in stored]]:
-            wide = [array.astype(np.float32, copy=False) for array in arrays]
-            piece = source.make(*wide) if source.make else wide[0]
+        whole = source.make is not None and not source.selects
+        for arrays in [[t.read().astype(np.float32, copy=False) for t in stored]] if whole else _by_rows(stored):
+            piece = source.make(*arrays) if source.make else arrays[0]
             if piece.shape[1:] != declared[1:]:
                 raise ValueError(f"{value.name}: made {piece.shape}, declared {declared}")
             rows += len(piece) if declared else 0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import Manifest, Sampling, Step
 from runtime.context import Context
+from runtime.errors import EdgeOmniError
 from runtime.events import Event, Finish, StepDone, TextDelta
 from runtime.sampling import NOTHING, banned_in_text, gumbel, sample
 from runtime.session import Session
@@ -36,6 +37,8 @@ class Voice:
 
     def frame(self, hidden: NDArray[np.floating], rng: np.random.Generator) -> tuple[NDArray[np.int64], np.ndarray]:
         """hidden [1, hidden] -> codes [codebooks] of the next frame, and its row [hidden] for the decoder."""
+        if not np.isfinite(hidden).all():
+            raise EdgeOmniError("cannot choose codes: the decoder's hidden state is not finite; try a higher precision")
         noise = gumbel(rng, len(self.seen), self.sampling.greedy)
         out = self.session.run(hidden=hidden, noise=noise, seen=self.seen, **self._settings)
         self.seen = out["seen_next"]
