@@ -5,6 +5,7 @@ quantization after Zeghidour et al. 2021, arXiv:2107.03312); attribute names are
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +157,7 @@ class AudioBridge(nn.Module):
     @property
     def codebooks(self) -> list[Codebook]:
         """The levels, first to last."""
-        return [vq.codebook for vq in self.vq_list]  # type: ignore[misc]
+        return [cast(VectorQuantize, vq).codebook for vq in self.vq_list]
 
     def pooled(self, x: Tensor) -> Tensor:
         """[batch, T, d_model] -> [batch, ceil(T / pool), bridge_dim], the vectors that are quantized."""

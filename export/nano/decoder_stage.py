@@ -67,15 +67,15 @@ def mel_loss(mu: Tensor, mel: Tensor) -> Tensor:
 def near_identity(network: ConditionalDecoder) -> None:
     """Let x and mu ride through the U-Net nearly unchanged: skips and causal convolutions start as the identity plus a
     little noise, every other branch starts at a tenth of its usual size."""
-    for stage in (*network.down_blocks, *network.mid_blocks, *network.up_blocks):
-        resnet, blocks = stage[0], stage[1]  # type: ignore[index]
-        _identity(resnet.res_conv)
-        resnet.block2.block[2].weight.mul_(0.1)
-        for block in blocks:
+    down, *_, up = network.stages
+    for stage in network.stages:
+        _identity(stage.resnet.res_conv)
+        stage.resnet.block2.block[2].get_parameter("weight").mul_(0.1)
+        for block in stage.blocks:
             for linear in (block.attn1.to_out[0], block.ff.net[2]):
-                linear.weight.mul_(0.1)
-                linear.bias.zero_()
-    for conv in (network.down_blocks[0][2], network.up_blocks[0][2], network.final_block.block[0]):  # type: ignore[index]
+                linear.get_parameter("weight").mul_(0.1)
+                linear.get_parameter("bias").zero_()
+    for conv in (down.conv, up.conv, network.final_block.block[0]):
         _identity(conv)
 
 

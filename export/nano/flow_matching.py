@@ -5,6 +5,7 @@ causal one-level form of Baichuan-Omni-1.5; attribute names are the keys of the 
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -155,27 +156,54 @@ class TimeEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(torch.cat([angles.sin(), angles.cos()], -1))))
 
 
+class Stage(nn.ModuleList):
+    """A resnet block, transformer blocks and, at both ends of the U, a convolution; indices are the official keys."""
+
+    def __init__(self, inputs: int, config: FlowMatchingConfig, conv: bool) -> None:
+        (channels,) = config.channels
+        resnet = ResnetBlock(inputs, channels, 4 * channels)
+        blocks = (
+            TransformerBlock(channels, config.num_heads, config.attention_head_dim) for _ in range(config.n_blocks)
+        )
+        super().__init__([resnet, nn.ModuleList(blocks), *([CausalConv1d(channels, channels, 3)] if conv else [])])
+
+    @property
+    def resnet(self) -> ResnetBlock:
+        return cast(ResnetBlock, self[0])
+
+    @property
+    def blocks(self) -> list[TransformerBlock]:
+        return cast(list[TransformerBlock], self[1])
+
+    @property
+    def conv(self) -> CausalConv1d:
+        return cast(CausalConv1d, self[2])
+
+    def forward(self, x: Tensor, mask: Tensor, visible: Tensor, time: Tensor) -> Tensor:
+        """Resnet and transformer blocks; the convolution is the caller's, for the skip leaves before it."""
+        x = self.resnet(x, mask, time).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, visible)
+        return x.transpose(1, 2)
+
+
 class ConditionalDecoder(nn.Module):
     """The U-Net v(x, mu, t) of one level; x, mu and the result are [batch, mel bins, T]."""
 
     def __init__(self, config: FlowMatchingConfig) -> None:
         super().__init__()
         bins, (channels,) = config.in_channels, config.channels
-        hidden = 4 * channels
-        self.time_mlp = TimeEmbedding(2 * bins, hidden)
-
-        def stage(inputs: int, conv: bool) -> nn.ModuleList:
-            blocks = nn.ModuleList(
-                TransformerBlock(channels, config.num_heads, config.attention_head_dim) for _ in range(config.n_blocks)
-            )
-            parts: list[nn.Module] = [ResnetBlock(inputs, channels, hidden), blocks]
-            return nn.ModuleList([*parts, CausalConv1d(channels, channels, 3)] if conv else parts)
-
-        self.down_blocks = nn.ModuleList([stage(2 * bins, conv=True)])
-        self.mid_blocks = nn.ModuleList(stage(channels, conv=False) for _ in range(config.num_mid_blocks))
-        self.up_blocks = nn.ModuleList([stage(2 * channels, conv=True)])
+        self.time_mlp = TimeEmbedding(2 * bins, 4 * channels)
+        self.down_blocks = nn.ModuleList([Stage(2 * bins, config, conv=True)])
+        self.mid_blocks = nn.ModuleList(Stage(channels, config, conv=False) for _ in range(config.num_mid_blocks))
+        self.up_blocks = nn.ModuleList([Stage(2 * channels, config, conv=True)])
         self.final_block = CausalBlock(channels, channels)
         self.final_proj = nn.Conv1d(channels, bins, 1)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """All stages, the first and the last being the ends of the U."""
+        return cast(list[Stage], [*self.down_blocks, *self.mid_blocks, *self.up_blocks])
 
     def forward(self, x: Tensor, mu: Tensor, t: Tensor, lengths: Tensor | None = None) -> Tensor:
         """`t` [batch] in 0..1; `lengths` [batch] in frames where items are padded."""
@@ -184,20 +212,13 @@ class ConditionalDecoder(nn.Module):
         valid = length_mask(lengths, frames)
         mask, visible = valid[:, None].to(x.dtype), chunk_mask(valid)
         time = self.time_mlp(t)
-        x = self._stage(self.down_blocks[0], torch.cat([x, mu], 1), mask, visible, time)
-        skip = x
-        x = self.down_blocks[0][2](x * mask)  # type: ignore[index]
-        for stage in self.mid_blocks:
-            x = self._stage(stage, x, mask, visible, time)
-        x = self._stage(self.up_blocks[0], torch.cat([x, skip], 1), mask, visible, time)
-        x = self.final_block(self.up_blocks[0][2](x * mask), mask)  # type: ignore[index]
-        return self.final_proj(x * mask) * mask
-
-    def _stage(self, stage, x: Tensor, mask: Tensor, visible: Tensor, time: Tensor) -> Tensor:
-        x = stage[0](x, mask, time).transpose(1, 2)
-        for block in stage[1]:
-            x = block(x, visible)
-        return x.transpose(1, 2)
+        down, *middle, up = self.stages
+        skip = down(torch.cat([x, mu], 1), mask, visible, time)
+        x = down.conv(skip * mask)
+        for stage in middle:
+            x = stage(x, mask, visible, time)
+        x = up.conv(up(torch.cat([x, skip], 1), mask, visible, time) * mask)
+        return self.final_proj(self.final_block(x, mask) * mask) * mask
 
 
 def chunk_mask(valid: Tensor) -> Tensor:

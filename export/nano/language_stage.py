@@ -243,7 +243,7 @@ class LanguageTrainer(nn.Module):
         dim = books[0].shape[1]
         projection = torch.randn(dim, self.config.decoder.hidden_size) / dim**0.5
         for layer, book in zip(self.omni.model.audio_embed_layers, books, strict=True):
-            layer.weight[: len(book)] = 0.35 * book @ projection  # type: ignore[index]
+            layer.get_parameter("weight")[: len(book)] = 0.35 * book @ projection
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Input rows [batch, T, hidden], and the picture rows [pictures, tokens, hidden] among them."""

@@ -114,8 +114,8 @@ def _audible(clean: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def draw_batch(rng: Random, sounds: Sounds, count: int) -> tuple[Tensor, Tensor]:
     """-> waves [count, samples] and labels [count, hops]."""
-    scenes = [draw_scene(rng, sounds) for _ in range(count)]
-    return tuple(torch.from_numpy(np.stack(part).astype(np.float32)) for part in zip(*scenes, strict=True))  # type: ignore
+    waves, labels = zip(*(draw_scene(rng, sounds) for _ in range(count)), strict=True)
+    return torch.from_numpy(np.stack(waves)).float(), torch.from_numpy(np.stack(labels)).float()
 
 
 def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> float:
