@@ -25,7 +25,7 @@ THEIRS = {
     "export/nano": {"faster_whisper", "num2words", "numpy", "onnx", "onnxruntime", "PIL", "safetensors", "scipy"}
     | {"sklearn", "soundfile", "tokenizers", "torch"},
     "export": {"jinja2", "ml_dtypes", "numpy", "onnx_ir", "onnxscript", "pydantic", "safetensors", "tokenizers"},
-    "quant": {"numpy", "pydantic"},
+    "quant": {"numpy", "pydantic", "scipy"},
     "runtime": {"numpy", "onnxruntime", "PIL", "pydantic", "soundfile", "tokenizers"},
     "apps": {"numpy", "rich", "typer"},
 }

@@ -1,0 +1,120 @@
+"""`edgeomni record` and `edgeomni compare`: open both sides, compare, print what matters, write the report."""
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from apps import findings, report, tables
+from apps.doctor import cache_folder, examine
+from quant.compare import Comparison, Machine, compare, refuse_unlike
+from quant.gates import read_gates
+from quant.observe import Limits, Observed
+from quant.record import Live, Reference, side
+from quant.stored import REFERENCE, TOP_K, Stored
+from quant.stored import record as store
+from quant.turn import DEFAULT, Turn, lacking, read_turns, refuse_unfit
+from quant.verdict import verdict
+from runtime.bundle import Manifest, read_bundle, sha256_of
+from runtime.errors import EdgeOmniError
+from runtime.session import Options
+
+SHOWN = ("text.kl", "text.top1", "text.rms_delta_p", "text.perplexity_ratio", "codes.kl", "codes.top1", "answers.exact",
+         "answers.accuracy_loss", "speech.log_mel", "graphs.worst_sqnr", "cost.bytes_ratio", "cost.bits_per_weight",
+         "cost.prefill_ratio", "cost.decode_ratio")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What both commands take."""
+
+    turns: Path | None = None
+    limits: Limits = field(default_factory=Limits)
+    threads: int = 0
+    no_cache: bool = False
+
+    def open(self, folder: Path, limits: Limits) -> Observed:
+        cache = None if self.no_cache else cache_folder()
+        options = Options(threads=self.threads, provider=read_bundle(folder).profile, prepack_cache=cache)
+        return Observed(folder, options, limits)
+
+    def turns_for(self, manifest: Manifest) -> tuple[Turn, ...]:
+        """The turns of the file, all of which must fit; or those that come along, as far as they do."""
+        if self.turns is None:
+            return tuple(turn for turn in read_turns(DEFAULT) if not lacking(turn, manifest))
+        turns = read_turns(self.turns)
+        refuse_unfit(turns, manifest)
+        return turns
+
+
+def record_command(reference: Path, out: Path, settings: Settings, quiet: bool = False) -> None:
+    """Store what a bundle answers, for comparisons on machines that cannot load it."""
+    engine = settings.open(reference, settings.limits)
+    turns = settings.turns_for(engine.whole)
+    with tables.waiting("recording", quiet) as status:
+        store(Live(engine, turns, TOP_K), out, _shown(status, quiet))
+    tables.line(f"{out}: {len(turns)} turns answered by {reference}.")
+    tables.line(f"Next: edgeomni compare {out} CANDIDATE --report DIR")
+
+
+def compare_command(
+    reference: Path,
+    candidate: Path,
+    folder: Path,
+    settings: Settings,
+    gates_file: Path | None = None,
+    swap_turns: int = 8,
+    margin: float = 0.02,
+    quiet: bool = False,
+) -> Comparison:
+    """Compare and write the report; everything that can be wrong with what was given is said before it starts."""
+    gates = read_gates(gates_file) if gates_file else ()
+    ours = _reference(reference, settings)
+    refuse_unlike(ours.side, side(candidate, read_bundle(candidate)))
+    report.prepare(folder)
+    engine = settings.open(candidate, ours.limits)
+    machine = _machine(settings, "" if isinstance(ours, Stored) else sha256_of(settings.turns or DEFAULT))
+    with tables.waiting("comparing", quiet) as status:
+        found = compare(ours, engine, machine, gates, swap_turns, margin, _shown(status, quiet))
+    report.write(found, folder)
+    return found
+
+
+def _reference(path: Path, settings: Settings) -> Reference:
+    if not (path / REFERENCE).is_file():
+        engine = settings.open(path, settings.limits)
+        return Live(engine, settings.turns_for(engine.whole))
+    if settings.turns is not None:
+        raise EdgeOmniError(f"{path} is a stored reference, which brings its own turns; leave --turns out")
+    return Stored(path)
+
+
+def _machine(settings: Settings, turns_sha256: str) -> Machine:
+    wheels = ", ".join(f"{name} {number}" for name, number in examine().onnxruntime.items())
+    return Machine(cpu_name(), wheels, platform.python_version(), settings.threads, turns_sha256)
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _shown(status: Any, quiet: bool):
+    return (lambda text: None) if quiet else status.update
+
+
+def show(found: Comparison, folder: Path) -> None:
+    """The verdict and the chief figures."""
+    shown = tables.table("figure", "value>", "95 % interval>", "n>", "meaning")
+    for name in SHOWN:
+        if figure := found.figure(name):
+            row = (findings.number(figure.value), findings.interval(figure), str(figure.count), figure.meaning)
+            shown.add_row(figure.name, *row)
+    tables.OUT.print(shown)
+    for sentence in verdict(found):
+        tables.line(sentence)
+    tables.line(f"The whole report: {folder / 'report.html'}")

@@ -1,0 +1,276 @@
+"""The figures of a comparison, each with its 95 % interval over turns where turns are a sample: what gates may name."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.defects import clicks, degeneracies, log_mel_distance, silence
+from quant.metrics import (
+    contains_answer,
+    detectable_loss,
+    mcnemar,
+    paired_interval,
+    ratio_of_sums,
+    word_errors,
+)
+from quant.observe import Answer
+from quant.record import GraphCost, Side
+from quant.turn import Turn
+
+Floats = NDArray[np.float64]
+
+# name (or pattern: one figure a codebook) -> what it means
+KNOWN = {
+    "text.kl": "KL divergence from the reference, nats a token",
+    "text.kl_p95": "95th percentile of it over all positions",
+    "text.top1": "share of positions with the same likeliest token",
+    "text.rms_delta_p": "RMS change of the probability of the reference's token",
+    "text.perplexity_ratio": "perplexity of the reference's answers, candidate over reference",
+    "text.non_finite": "positions whose logits are not finite",
+    "codes.kl": "KL divergence, nats a code, all codebooks",
+    "codes.top1": "share of codes with the same likeliest one, all codebooks",
+    "codes.frames": "share of frames whose likeliest codes are the same in every codebook",
+    "codes.non_finite": "codes whose logits are not finite",
+    "code*.kl": "KL divergence in one codebook, counted from 0",
+    "code*.top1": "share of frames with the same likeliest code in one codebook",
+    "heard*": "share of codes of the heard audio that are the same in one codebook",
+    "answers.exact": "share of free-running answers that are the same, token for token and code for code",
+    "answers.wer": "word error rate of the candidate's free-running text against the reference's",
+    "answers.degenerate_added": "answers that are degenerate, less those of the reference",
+    "answers.accuracy_reference": "share of right answers of the reference",
+    "answers.accuracy": "share of right answers of the candidate",
+    "answers.accuracy_loss": "share of right answers that was lost",
+    "answers.mcnemar_p": "p-value of the exact McNemar test",
+    "answers.detectable_loss": "smallest loss that so many turns show in 4 of 5 cases",
+    "speech.duration_ratio": "length of the free-running speech, candidate over reference",
+    "speech.silence_added": "share of silent frames, less that of the reference",
+    "speech.clicks_added": "clicks, less those of the reference",
+    "speech.log_mel": "log-mel distance of the reference's own codes made audible by both, dB",
+    "graphs.worst_sqnr": "lowest signal to quantization noise of any graph's output, dB",
+    "graphs.non_finite": "values of graphs' outputs that are not finite",
+    "cost.bytes_ratio": "bytes of weights, candidate over reference",
+    "cost.bits_per_weight": "bits that a weight of the candidate takes, scales and zeros included",
+    "cost.prefill_ratio": "seconds to read a prompt position, candidate over reference",
+    "cost.decode_ratio": "seconds a text token, candidate over reference",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number, its 95 % interval if it has one, and how many positions, turns or values it stands on."""
+
+    name: str
+    meaning: str
+    value: float
+    count: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """n choices in one turn from one vocabulary or codebook, along the reference's answer; each array is [n]."""
+
+    kl: Floats
+    same: NDArray[np.bool_]
+    ref: Floats  # log-probability of what the reference took, by the reference
+    cand: Floats  # and by the candidate
+
+    @property
+    def finite(self) -> NDArray[np.bool_]:
+        return np.isfinite(self.kl)
+
+
+@dataclass(frozen=True, eq=False)
+class TurnResult:
+    """One turn, answered by both."""
+
+    turn: Turn
+    reference: Answer
+    candidate: Answer
+    stretches: dict[str, Stretch]  # "text", "code0", "code1", ...
+    frames: NDArray[np.bool_]  # of each audio frame, whether all its likeliest codes are the same
+    heard: Floats  # share of equal codes of the heard audio, by codebook
+    same_wave: NDArray[np.float32]  # the reference's codes, made audible by the candidate
+    prefill: tuple[float, float]  # seconds a prompt position, reference and candidate
+    decode: tuple[float, float]  # seconds a token, median
+    rate: int = 0  # samples a second of the waves; 0 for an answer in text
+    defects: tuple[tuple[str, ...], tuple[str, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = tuple(degeneracies(answer, self.turn.spoken) for answer in (self.reference, self.candidate))
+        object.__setattr__(self, "defects", found)
+
+    @property
+    def exact(self) -> bool:
+        return (self.reference.ids, self.reference.codes) == (self.candidate.ids, self.candidate.codes)
+
+    @property
+    def right(self) -> tuple[bool, bool] | None:
+        """Whether the two answers hold the expected words; None where none are given."""
+        if self.turn.answer is None:
+            return None
+        ours, theirs = (contains_answer(a.text, self.turn.answer) for a in (self.reference, self.candidate))
+        return ours, theirs
+
+
+def text_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """Distributions at text positions."""
+    stretches = [r.stretches["text"] for r in results if "text" in r.stretches]
+    yield from _broken("text", stretches)
+    yield from _distribution("text", stretches, seed)
+    kept = [(s.ref[s.finite], s.cand[s.finite]) for s in stretches]
+    kl = np.concatenate([np.empty(0), *(s.kl[s.finite] for s in stretches)])
+    if not len(kl):
+        return
+    counts = [len(ref) for ref, _ in kept]
+    yield known("text.kl_p95", float(np.percentile(kl, 95)), len(kl))
+    squares = [np.sum(np.square(np.exp(cand) - np.exp(ref))) for ref, cand in kept]
+    yield _over_turns("text.rms_delta_p", _root, (squares, counts), len(kl), seed)
+    lost = [np.sum(ref - cand) for ref, cand in kept]
+    yield _over_turns("text.perplexity_ratio", _exp, (lost, counts), len(kl), seed)
+
+
+def code_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """Distributions of the audio head's codes, together and in each codebook."""
+    spoken = [{k: s for k, s in r.stretches.items() if k != "text"} for r in results]
+    spoken = [streams for streams in spoken if streams]
+    if not spoken:
+        return
+    every = [joined(streams.values()) for streams in spoken]
+    yield from _broken("codes", every)
+    yield from _distribution("codes", every, seed)
+    frames = [r.frames for r in results if len(r.frames)]
+    columns = ([float(same.sum()) for same in frames], [len(same) for same in frames])
+    yield _over_turns("codes.frames", ratio_of_sums, columns, sum(columns[1]), seed)
+    for name in spoken[0]:
+        yield from _distribution(name, [streams[name] for streams in spoken if name in streams], seed)
+
+
+def joined(stretches: Iterable[Stretch]) -> Stretch:
+    every = list(stretches)
+    return Stretch(
+        np.concatenate([s.kl for s in every]),
+        np.concatenate([s.same for s in every]),
+        np.concatenate([s.ref for s in every]),
+        np.concatenate([s.cand for s in every]),
+    )
+
+
+def _broken(name: str, stretches: Sequence[Stretch]) -> Iterator[Figure]:
+    if total := sum(len(s.kl) for s in stretches):
+        yield known(f"{name}.non_finite", sum(int((~s.finite).sum()) for s in stretches), total)
+
+
+def _distribution(name: str, stretches: Sequence[Stretch], seed: int) -> Iterator[Figure]:
+    counts = [int(s.finite.sum()) for s in stretches]
+    total = sum(len(s.kl) for s in stretches)
+    if sum(counts):
+        sums = [np.sum(s.kl[s.finite]) for s in stretches]
+        yield _over_turns(f"{name}.kl", ratio_of_sums, (sums, counts), sum(counts), seed)
+        same = [float(np.sum(s.same)) for s in stretches]
+        yield _over_turns(f"{name}.top1", ratio_of_sums, (same, [len(s.kl) for s in stretches]), total, seed)
+
+
+def heard_figures(results: Sequence[TurnResult]) -> Iterator[Figure]:
+    """How much of what was heard the two audio encoders write down alike."""
+    heard = [r.heard for r in results if len(r.heard)]
+    for book, share in enumerate(np.mean(heard, axis=0) if heard else ()):
+        yield known(f"heard{book}", float(share), len(heard))
+
+
+def answer_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """Free-running answers: how many are the same, and right."""
+    ones = [1.0] * len(results)
+    yield _over_turns("answers.exact", ratio_of_sums, ([r.exact for r in results], ones), len(results), seed)
+    edits = [word_errors(r.reference.text, r.candidate.text) for r in results]
+    columns = ([e for e, _ in edits], [n for _, n in edits])
+    if sum(columns[1]):
+        yield _over_turns("answers.wer", ratio_of_sums, columns, len(results), seed)
+    added = sum(bool(r.defects[1]) for r in results) - sum(bool(r.defects[0]) for r in results)
+    yield known("answers.degenerate_added", added, len(results))
+    judged = [r.right for r in results if r.right is not None]
+    if judged:
+        yield from _accuracy(judged, seed)
+
+
+def _accuracy(judged: Sequence[tuple[bool, bool]], seed: int) -> Iterator[Figure]:
+    n, ones = len(judged), [1.0] * len(judged)
+    ref, cand = ([float(pair[side]) for pair in judged] for side in (0, 1))
+    losses, gains = (sum(pair == kind for pair in judged) for kind in ((True, False), (False, True)))
+    yield _over_turns("answers.accuracy_reference", ratio_of_sums, (ref, ones), n, seed)
+    yield _over_turns("answers.accuracy", ratio_of_sums, (cand, ones), n, seed)
+    yield _over_turns("answers.accuracy_loss", _mean_difference, (ref, cand), n, seed)
+    yield known("answers.mcnemar_p", mcnemar(losses, gains), n)
+    yield known("answers.detectable_loss", detectable_loss(n, gains / n), n)
+
+
+def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """What can be said of speech without listening to it."""
+    spoken = [r for r in results if r.rate and len(r.reference.wave)]
+    if not spoken:
+        return
+    lengths = ([float(len(r.candidate.wave)) for r in spoken], [float(len(r.reference.wave)) for r in spoken])
+    yield _over_turns("speech.duration_ratio", ratio_of_sums, lengths, len(spoken), seed)
+    silent = ([silence(r.candidate.wave) for r in spoken], [silence(r.reference.wave) for r in spoken])
+    yield _over_turns("speech.silence_added", _mean_difference, silent, len(spoken), seed)
+    yield known(
+        "speech.clicks_added",
+        sum(clicks(r.candidate.wave) - clicks(r.reference.wave) for r in spoken),
+        len(spoken),
+    )
+    distances = [log_mel_distance(r.reference.wave, r.same_wave, r.rate) for r in spoken]
+    yield _over_turns("speech.log_mel", ratio_of_sums, (distances, [1.0] * len(spoken)), len(spoken), seed)
+
+
+def cost_figures(reference: Side, candidate: Side, results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """What the candidate saves."""
+    yield known("cost.bytes_ratio", candidate.weight_bytes / max(1, reference.weight_bytes), len(candidate.graphs))
+    yield known("cost.bits_per_weight", bits_per_weight(candidate.graphs), len(candidate.graphs))
+    for name, pairs in (("prefill", [r.prefill for r in results]), ("decode", [r.decode for r in results])):
+        timed = [pair for pair in pairs if min(pair) > 0]
+        if timed:
+            columns = ([pair[1] for pair in timed], [pair[0] for pair in timed])
+            yield _over_turns(f"cost.{name}_ratio", _ratio_of_medians, columns, len(timed), seed)
+
+
+def bits_per_weight(graphs: Sequence[GraphCost]) -> float:
+    """Scales and zeros included; weights that two graphs share count in both."""
+    return 8 * sum(graph.weight_bytes for graph in graphs) / max(1, sum(graph.parameters for graph in graphs))
+
+
+def _over_turns(
+    name: str, statistic: Callable[..., Floats], columns: tuple[Sequence[float], ...], count: int, seed: int
+) -> Figure:
+    arrays = [np.asarray(column, np.float64) for column in columns]
+    interval = paired_interval(statistic, *arrays, seed=seed) or (None, None)
+    return Figure(name, meaning_of(name), float(statistic(*arrays, axis=-1)), count, *interval)
+
+
+def known(name: str, value: float, count: int) -> Figure:
+    return Figure(name, meaning_of(name), float(value), count)
+
+
+def meaning_of(name: str) -> str:
+    if name in KNOWN:
+        return KNOWN[name]
+    stem = name.rstrip("0123456789")
+    return KNOWN["heard*"] if stem == "heard" else KNOWN["code*." + name.split(".")[1]]
+
+
+def _root(squares: Floats, counts: Floats, axis: int = -1) -> Floats:
+    return np.sqrt(ratio_of_sums(squares, counts, axis))
+
+
+def _exp(lost: Floats, counts: Floats, axis: int = -1) -> Floats:
+    return np.exp(ratio_of_sums(lost, counts, axis))
+
+
+def _mean_difference(upper: Floats, lower: Floats, axis: int = -1) -> Floats:
+    return np.mean(upper - lower, axis=axis)
+
+
+def _ratio_of_medians(upper: Floats, lower: Floats, axis: int = -1) -> Floats:
+    return np.median(upper, axis=axis) / np.median(lower, axis=axis)

@@ -1,0 +1,266 @@
+"""A bundle opened to be measured: it answers within limits, and follows the answer of another word by word."""
+
+import copy
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quant.taps import exposed
+from quant.turn import Turn
+from runtime.bundle import Manifest, Step
+from runtime.context import Context
+from runtime.engine import Engine
+from runtime.errors import EdgeOmniError
+from runtime.events import AudioChunk, StepDone, TextDelta
+from runtime.prompt import Prompt, Text, concat
+from runtime.reply import Steps, spoken_reply, text_reply
+from runtime.session import Options, Session
+
+Feeds = dict[str, np.ndarray]
+KEPT = 3  # runs of each graph whose inputs are kept
+HEAD = "audio_head"
+SILENCE = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of each answer is made and measured."""
+
+    max_new: int = 48  # text tokens of an answer
+    max_frames: int = 64  # audio frames of a spoken answer
+    seed: int = 0
+
+    def of(self, manifest: Manifest) -> Manifest:
+        """The manifest with no step longer than the limits."""
+        made = manifest.generation
+        steps = {name: _cut(getattr(made, name), self.max_new) for name in ("text", "first_text", "later_text")}
+        return replace(manifest, generation=replace(made, **steps, audio=_cut(made.audio, self.max_frames)))
+
+
+def _cut(step: Step | None, most: int) -> Step | None:
+    return None if step is None else replace(step, max_new=min(step.max_new, most))
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """One step of an answer: the ids before it, and the ids [n] or the codes [n, codebooks] that were chosen in it."""
+
+    kind: Literal["text", "audio"]
+    inputs: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a bundle answers by itself, always the likeliest; `failure` is the error that ended it, if one did."""
+
+    text: str
+    steps: tuple[Taken, ...]
+    wave: NDArray[np.float32]  # [n] at the bundle's rate; none for an answer in text
+    failure: str = ""
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(token) for step in self.steps if step.kind == "text" for token in step.chosen]
+
+    @property
+    def codes(self) -> list[tuple[int, ...]]:
+        return [tuple(map(int, row)) for step in self.steps if step.kind == "audio" for row in step.chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class Followed:
+    """What a bundle would have chosen along another's answer, step by step, before sampling.
+
+    Logits of a text step are one array [n, vocab], of an audio step one for each codebook [n, codes].
+    """
+
+    logits: tuple[tuple[NDArray[np.float32], ...], ...]
+    prompt_positions: int
+    prefill: float  # seconds
+    token_seconds: tuple[float, ...]  # of each text position
+
+
+class Watched(Session):
+    """A session that keeps what its first runs were given."""
+
+    def __init__(self, *args: object):
+        super().__init__(*args)  # pyright: ignore[reportArgumentType]
+        self.kept: list[Feeds] = []
+
+    def run(self, **feeds: np.ndarray) -> Feeds:
+        if len(self.kept) < KEPT:
+            self.kept.append({name: np.array(array) for name, array in feeds.items()})
+        return super().run(**feeds)
+
+
+class Observed(Engine):
+    """An engine whose sessions are watched, whose audio head shows its logits, and whose graphs can be swapped."""
+
+    def __init__(self, folder: Path, options: Options | None = None, limits: Limits = Limits()):
+        super().__init__(folder, options)
+        self.limits, self.whole = limits, self.manifest
+        self.manifest = limits.of(self.whole)
+        self.swapped: dict[str, Observed] = {}
+
+    def with_graphs(self, other: "Observed", names: Iterable[str]) -> "Observed":
+        """The same engine with some graphs of another bundle in the place of its own; sessions are shared."""
+        made = copy.copy(self)
+        made.swapped = dict.fromkeys(names, other)
+        return made
+
+    def session(self, name: str) -> Session:
+        if name in self.swapped:
+            return self.swapped[name].session(name)
+        if name in self.manifest.graphs and name not in self._sessions:
+            self._sessions[name] = self._tapped() if name == HEAD else self._watched(name)
+        return super().session(name)
+
+    def opened(self) -> dict[str, Session]:
+        """The graphs that have been used so far, those that were swapped in left out."""
+        return dict(self._sessions)
+
+    def _watched(self, name: str) -> Session:
+        return Watched(self.folder, self.manifest.graphs[name], self.options)
+
+    def _tapped(self) -> Session:
+        path, graph = exposed(self.folder, self.manifest.graphs[HEAD], self.code_taps)
+        try:  # a copy that is gone in a moment is not worth a place in the cache
+            return Watched(self.folder, graph, replace(self.options, prepack_cache=None))
+        finally:
+            path.unlink()
+
+    @property
+    def code_taps(self) -> list[str]:
+        """The values in the audio head that are each codebook's logits, as its author named them."""
+        assert self.manifest.speech is not None
+        return [f"{HEAD}.heads.{depth}.out" for depth in range(len(self.manifest.speech.codebook_sizes))]
+
+    @property
+    def choices_of_code(self) -> tuple[int, ...]:
+        """Codes to choose from in each codebook: the first has the end of audio as well."""
+        assert self.manifest.speech is not None
+        first, *others = self.manifest.speech.codebook_sizes
+        return (first + 1, *others)
+
+    def prompt(self, turn: Turn) -> Prompt:
+        """A new conversation's first turn, its media read by this engine's own encoders."""
+        media = [] if turn.audio is None else [self.hear(turn.audio)]
+        seen = [] if turn.image is None else [self.look(turn.image)]
+        said = [Text(turn.text)] if turn.text.strip() else []
+        return concat([self.format.open_conversation(None), self.format.user_turn([*media, *seen, *said], turn.spoken)])
+
+    def answer(self, prompt: Prompt, spoken: bool) -> Answer:
+        """Answer by itself, always the likeliest token and code, within the limits."""
+        text, steps, failure = "", [], ""
+        try:
+            for event in self._generate(prompt, spoken):
+                if isinstance(event, TextDelta):
+                    text += event.text
+                elif isinstance(event, StepDone):
+                    steps.append(taken(event))
+                    if self._enough(steps, spoken):
+                        break
+            wave = self.sound(steps) if spoken else SILENCE
+        except EdgeOmniError as error:
+            wave, failure = SILENCE, str(error)
+        return Answer(text, tuple(steps), wave, failure)
+
+    def _generate(self, prompt: Prompt, spoken: bool) -> Steps:
+        context, writer = self.context(), self.writer(np.random.default_rng(self.limits.seed), greedy=True)
+        context.append(prompt)
+        for _ in context.read(keep=1):
+            pass
+        if spoken:
+            return spoken_reply(context, writer, self.voice(greedy=True), self.compat)
+        return text_reply(context, writer, self.manifest.generation.text)
+
+    def _enough(self, steps: Sequence[Taken], spoken: bool) -> bool:
+        """Whether the answer is as long as it may get; a piece of text is followed by its audio first."""
+        if steps[-1].kind == "text" and spoken:
+            return False
+        made = {kind: sum(len(step.chosen) for step in steps if step.kind == kind) for kind in ("text", "audio")}
+        return made["audio"] >= self.limits.max_frames or made["text"] >= self.limits.max_new
+
+    def follow(self, prompt: Prompt, steps: Sequence[Taken]) -> Followed:
+        """Read the prompt and then another's answer in place of its own, and say what each choice looked like.
+
+        EdgeOmniError if the prompt is not the one that the answer was given to.
+        """
+        if steps and not np.array_equal(steps[0].inputs[: len(prompt)], prompt.ids):
+            raise EdgeOmniError(
+                "the two bundles spell the same turn differently (another template, tokenizer or front end), so their "
+                "choices cannot be compared position by position; compare bundles of one checkpoint"
+            )
+        context, seconds, start = self.context(), [], time.perf_counter()
+        context.append(prompt)
+        for _ in context.read(keep=1):
+            pass
+        prefill, logits = time.perf_counter() - start, []
+        for step in steps:
+            rewind(context, step.inputs)
+            read = self._text(context, step, seconds) if step.kind == "text" else self._audio(context, step)
+            logits.append(read)
+        return Followed(tuple(logits), len(prompt), prefill, tuple(seconds))
+
+    def _text(self, context: Context, step: Taken, seconds: list[float]) -> tuple[NDArray[np.float32], ...]:
+        head, rows = self.session("lm_head"), []
+        for token in step.chosen:
+            start = time.perf_counter()
+            rows.append(head.run(hidden=context.hidden())["logits"][0].astype(np.float32))
+            context.push(int(token))
+            seconds.append(time.perf_counter() - start)
+        return (np.array(rows, np.float32).reshape(len(rows), -1),)
+
+    def _audio(self, context: Context, step: Taken) -> tuple[NDArray[np.float32], ...]:
+        sizes, pad = self.choices_of_code, self.manifest.tokens.audio_pad
+        assert pad is not None
+        frames: list[list[np.ndarray]] = []
+        for codes in step.chosen:
+            out = self.session(HEAD).run(hidden=context.hidden(), **forced(codes, sum(sizes)))
+            context.push(pad, out["row"][0])
+            frames.append([out[tap].ravel()[:size] for tap, size in zip(self.code_taps, sizes, strict=True)])
+        return tuple(np.array(depth, np.float32) for depth in zip(*frames, strict=True))
+
+    def sound(self, steps: Sequence[Taken]) -> NDArray[np.float32]:
+        """The waveform [n] of an answer's codes, with the seed's noise."""
+        decoder = self.speech(np.random.default_rng(self.limits.seed), "exact", zero_noise=False)
+        chunks: list[AudioChunk] = []
+        for step in steps:
+            if step.kind == "audio":
+                chunks += [*decoder.push(step.chosen), *decoder.end_segment()]
+        chunks += decoder.finish()
+        return np.concatenate([SILENCE, *(chunk.samples for chunk in chunks)])
+
+
+def taken(done: StepDone) -> Taken:
+    inputs = np.array(done.inputs, np.int64)
+    chosen = np.array(done.ids[len(inputs) :], np.int64) if done.kind == "text" else done.codes
+    return Taken(done.kind, inputs, chosen)
+
+
+def rewind(context: Context, ids: NDArray[np.int64]) -> None:
+    """Let the context hold exactly `ids`: what differs at its end is forgotten, and what lacks are plain tokens."""
+    had = np.array(context.ids[: len(ids)], np.int64)
+    differ = np.flatnonzero(had != ids[: len(had)])
+    context.truncate(int(differ[0]) if len(differ) else len(had))
+    for token in ids[len(context.ids) :]:
+        context.push(int(token))
+
+
+def forced(codes: NDArray[np.int64], scores: int) -> Feeds:
+    """Inputs of the audio head, but for the hidden state, that make it take `codes` [codebooks]."""
+    return {
+        "forced": codes,
+        "noise": np.zeros(scores, np.float32),
+        "seen": np.zeros(scores, np.bool_),
+        "temperature": np.array(1.0, np.float32),
+        "top_k": np.array(1, np.int64),
+        "top_p": np.array(1.0, np.float32),
+        "repetition_penalty": np.array(1.0, np.float32),
+    }

@@ -1,0 +1,55 @@
+"""A comparison in sentences: what a person should know first, and no more than so many turns can show."""
+
+from collections.abc import Iterator
+
+from quant.compare import Comparison
+
+
+def verdict(found: Comparison) -> list[str]:
+    """What a person should know first, the worst first."""
+    return [*_degenerate(found), *_gates(found), _accuracy(found), *_guilty(found)]
+
+
+def _degenerate(found: Comparison) -> Iterator[str]:
+    for who, place in (("candidate", 1), ("reference", 0)):
+        bad = [result.defects[place] for result in found.results if result.defects[place]]
+        if bad:
+            kinds = ", ".join(sorted({reason.split(":")[0] for reasons in bad for reason in reasons}))
+            yield f"{len(bad)} of {len(found.results)} answers of the {who} are degenerate ({kinds})."
+
+
+def _gates(found: Comparison) -> Iterator[str]:
+    failed = [judged for judged in found.gates if not judged.passed]
+    for judged in failed:
+        what = "was not measured" if judged.found is None else f"is {judged.found:.4g}"
+        bound = "at most" if judged.gate.side == "max" else "at least"
+        yield f"Gate failed: {judged.gate.figure} {what}, must be {bound} {judged.gate.limit:g}."
+    if found.gates and not failed:
+        yield f"All {len(found.gates)} gates are passed."
+
+
+def _accuracy(found: Comparison) -> str:
+    """Regression, no regression, or that so few turns cannot tell."""
+    loss, p, least = (found.figure(f"answers.{n}") for n in ("accuracy_loss", "mcnemar_p", "detectable_loss"))
+    if loss is None or p is None or least is None:
+        return "No turn has an expected answer, so nothing is said about right and wrong."
+    if p.value < 0.05:
+        kind = "Regression" if loss.value > 0 else "Improvement"
+        return (
+            f"{kind}: accuracy changed by {-loss.value:+.1%} on {loss.count} turns (exact McNemar p = {p.value:.3g})."
+        )
+    if least.value <= found.margin and loss.high is not None and loss.high <= found.margin:
+        return f"No regression beyond {found.margin:.1%}: the loss is {loss.value:.1%}, at most {loss.high:.1%} (95 %)."
+    return (
+        f"Cannot say that nothing was lost: {loss.count} turns with an expected answer show a loss of "
+        f"{least.value:.1%} or more (in 4 of 5 cases), the margin is {found.margin:.1%}."
+    )
+
+
+def _guilty(found: Comparison) -> Iterator[str]:
+    if not found.swaps or not any(found.swaps[0].weight):
+        return
+    worst = found.swaps[0]
+    figures = (("text KL", worst.text_kl, ""), ("code KL", worst.codes_kl, ""), ("log-mel", worst.log_mel, " dB"))
+    shown = ", ".join(f"{name} {value:.4g}{unit}" for name, value, unit in figures if value)
+    yield f"Most is lost in {worst.graph}: it alone, in the reference's place, costs {shown}; give it more bits."
