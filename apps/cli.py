@@ -16,6 +16,7 @@ from runtime.errors import EdgeOmniError
 EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "camera",
+    "scipy": "compare",
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
 
@@ -38,6 +39,12 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as 
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
 Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
 LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]
+TurnFile = Annotated[
+    Path | None,
+    typer.Option("--turns", metavar="FILE.jsonl", help="Turns to answer; else those that come along."),
+]
+MaxNew = Annotated[int, typer.Option(min=1, help="Most text tokens of an answer.")]
+MaxFrames = Annotated[int, typer.Option(min=1, help="Most audio frames of a spoken answer.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
 
 
@@ -161,6 +168,53 @@ def parity(
         result = replay(bundle, Golden(golden))
     emit(tables.parity_record(result)) if as_json else tables.show_parity(result)
     raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def record(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="REFDIR", help="Folder to write.")],
+    turns: TurnFile = None,
+    max_new: MaxNew = 48,
+    max_frames: MaxFrames = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+) -> None:
+    """Store a bundle's answers, so that a machine which cannot load it can compare against them."""
+    from apps.compare_command import Settings, record_command
+    from quant.observe import Limits
+
+    record_command(bundle, out, Settings(turns, Limits(max_new, max_frames, seed), threads, no_cache))
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="REF", help="A bundle, or what `edgeomni record` wrote.")],
+    candidate: Annotated[Path, typer.Argument(metavar="CAND", help="The bundle that is to be judged.")],
+    report: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html, report.md and report.json.")],
+    turns: TurnFile = None,
+    gates: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Limits of figures; exit code 1 if one is not kept.")
+    ] = None,
+    max_new: MaxNew = 48,
+    max_frames: MaxFrames = 64,
+    swap_turns: Annotated[int, typer.Option(min=0, help="Turns for which each graph is swapped; 0: none.")] = 8,
+    margin: Annotated[float, typer.Option(min=0, max=1, help="Loss of accuracy that would be tolerated.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what a smaller bundle loses against its reference, and in which graph."""
+    from apps.compare_command import Settings, compare_command, show
+    from apps.findings import report_record
+    from quant.observe import Limits
+
+    settings = Settings(turns, Limits(max_new, max_frames, seed), threads, no_cache)
+    found = compare_command(reference, candidate, report, settings, gates, swap_turns, margin, quiet=as_json)
+    emit(report_record(found)) if as_json else show(found, report)
+    raise typer.Exit(0 if found.passed else 1)
 
 
 @app.command()
