@@ -91,6 +91,8 @@ class Writer:
 
     def _stops(self, ids: list[int], stop: tuple[str, ...]) -> bool:
         """Whether the text ends in a stop string that overlaps the last token (transformers' StopStringCriteria)."""
+        if not stop:
+            return False
         last = self.tokenizer.bytes_of(ids[-1], skip_special=False)
         before = b"".join(self.tokenizer.bytes_of(i, skip_special=False) for i in ids[-16:-1])
         return any(_found(mark.encode(), before, last) for mark in stop)
