@@ -40,7 +40,7 @@ def turn_record(result: TurnResult) -> dict[str, Any]:
     return {
         "text": result.turn.text,
         "spoken": result.turn.spoken,
-        "expected": result.turn.answer,
+        "expected": result.turn.answers,
         "reference": result.reference.text,
         "candidate": result.candidate.text,
         "exact": result.exact,

@@ -109,10 +109,13 @@ class TurnResult:
 
     @property
     def right(self) -> tuple[bool, bool] | None:
-        """Whether the two answers hold the expected words; None where none are given."""
-        if self.turn.answer is None:
+        """Whether the two answers hold one of the expected texts; None where none is given."""
+        if not self.turn.answers:
             return None
-        ours, theirs = (contains_answer(a.text, self.turn.answer) for a in (self.reference, self.candidate))
+        ours, theirs = (
+            any(contains_answer(said.text, wanted) for wanted in self.turn.answers)
+            for said in (self.reference, self.candidate)
+        )
         return ours, theirs
 
 

@@ -35,7 +35,7 @@ class StoredTurn:
     audio: str | None
     image: str | None
     spoken: bool
-    expected: str | None
+    expected: tuple[str, ...]
     kinds: tuple[Literal["text", "audio"], ...]
     streams: tuple[int, ...]
     answer: str
@@ -102,7 +102,7 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
         audio=_copy(turn.audio, folder, number),
         image=_copy(turn.image, folder, number),
         spoken=turn.spoken,
-        expected=turn.answer,
+        expected=turn.answers,
         kinds=tuple(step.kind for step in found.answer.steps),
         streams=tuple(map(len, found.seen)),
         answer=found.answer.text,
@@ -192,7 +192,9 @@ def read_index(folder: Path) -> Index:
         index = _INDEX.validate_json((folder / REFERENCE).read_bytes())
     except (OSError, ValidationError) as error:
         raise EdgeOmniError(f"{folder / REFERENCE} is no stored reference ({error}); record it again") from None
+    used = {SAMPLES, *(name for turn in index.turns for name in (turn.file, turn.audio, turn.image) if name)}
     wrong = [name for name, sha256 in index.files.items() if not _is_whole(folder, name, sha256)]
+    wrong += sorted(used - index.files.keys())
     if wrong:
         raise EdgeOmniError(f"the stored reference {folder} is damaged: {', '.join(wrong)}; record it again")
     return index

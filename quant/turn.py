@@ -15,24 +15,24 @@ DEFAULT = Path(__file__).parent / "turns" / "default.jsonl"
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class Line:
-    """What a line of the file may say; paths are relative to the file."""
+    """What a line of the file may say; paths are relative to the file, `answer` is one text or several."""
 
     text: str = ""
     audio: str | None = None
     image: str | None = None
     spoken: bool = False
-    answer: str | None = None
+    answer: str | list[str] | None = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user says and shows, whether the answer shall be heard, and words that a right answer holds."""
+    """What a user says and shows, whether the answer shall be heard, and texts of which a right answer holds one."""
 
     text: str
     audio: Path | None = None
     image: Path | None = None
     spoken: bool = False
-    answer: str | None = None
+    answers: tuple[str, ...] = ()
 
 
 def read_turns(path: Path) -> tuple[Turn, ...]:
@@ -61,7 +61,10 @@ def _turn(path: Path, number: int, line: str, problems: list[str]) -> Turn | Non
     problems.extend(f"  line {number}: there is no file {file}" for file in media if not file.is_file())
     if not said.text.strip() and not media:
         problems.append(f"  line {number}: empty; give it a text, an audio or an image")
-    return Turn(said.text, audio, image, said.spoken, said.answer)
+    answers = (said.answer,) if isinstance(said.answer, str) else tuple(said.answer or ())
+    if not all(answer.strip() for answer in answers):
+        problems.append(f"  line {number}: an empty answer is in every answer; leave it out")
+    return Turn(said.text, audio, image, said.spoken, answers)
 
 
 def _in_words(error: ValidationError) -> Iterator[str]:

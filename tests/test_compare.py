@@ -19,7 +19,7 @@ from quant.quantize import quantize
 from quant.record import Live, choices
 from quant.scheme import parse_recipe, read_recipe
 from quant.stored import Stored
-from quant.turn import DEFAULT, Turn, read_turns
+from quant.turn import DEFAULT, Turn, read_turns, refuse_unfit
 from quant.verdict import verdict
 from runtime.audio import write_wav
 from runtime.bundle import read_bundle, write_manifest
@@ -38,7 +38,11 @@ def turns() -> tuple[Turn, ...]:
     rng, time = np.random.default_rng(0), np.arange(12000) / 16000
     wave = 0.3 * np.sin(2 * np.pi * 220 * time) + 0.05 * rng.standard_normal(len(time))
     write_wav(folder / "tone.wav", wave.astype(np.float32), 16000)
-    return Turn("Hello there", answer="x"), Turn("Say a", spoken=True), Turn("", audio=folder / "tone.wav", answer="y")
+    return (
+        Turn("Hello there", answers=("x",)),
+        Turn("Say a", spoken=True),
+        Turn("", audio=folder / "tone.wav", answers=("y",)),
+    )
 
 
 def opened(folder: Path) -> Observed:
@@ -229,7 +233,7 @@ def judged(before: list[bool], after: list[bool]) -> Comparison:
     results = []
     for pair in zip(before, after, strict=True):
         words = [Answer("yes" if right else "no", (), np.empty(0, np.float32)) for right in pair]
-        turn, nothing = Turn("?", answer="yes"), np.empty(0)
+        turn, nothing = Turn("?", answers=("aye", "yes")), np.empty(0)
         result = TurnResult(
             turn, words[0], words[1], {}, nothing.astype(bool), nothing, nothing.astype(np.float32), (1, 1), (1, 1)
         )
@@ -263,7 +267,7 @@ def test_everything_wrong_with_a_gates_file_is_said_at_once(tmp_path: Path) -> N
 
 
 def test_everything_wrong_with_a_turns_file_is_said_at_once(tmp_path: Path) -> None:
-    lines = ['{"text": "fine"}', '{"txt": "x"}', "{", '{"text": " "}', '{"audio": "none.wav"}']
+    lines = ['{"text": "fine", "answer": ["a", "b"]}', '{"txt": "x"}', "{", '{"text": " "}', '{"audio": "none.wav"}']
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     with pytest.raises(EdgeOmniError) as error:
         read_turns(tmp_path / "t.jsonl")
@@ -276,6 +280,17 @@ def test_the_turns_that_come_along_are_in_two_languages_and_some_are_spoken() ->
     assert len(read) == 40
     assert any(turn.spoken for turn in read)
     assert any("中" in turn.text for turn in read)
+
+
+def test_a_turn_may_have_several_right_answers(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"text": "How many?", "answer": ["seven", "7"]}\n{"text": "a", "answer": "b"}\n')
+    assert [turn.answers for turn in read_turns(tmp_path / "t.jsonl")] == [("seven", "7"), ("b",)]
+
+
+def test_turns_that_a_bundle_cannot_take_are_named_all_at_once() -> None:
+    manifest = replace(float_bundle().whole, speech=None, image=None)
+    with pytest.raises(EdgeOmniError, match=r"(?s)2 of the turns:.*turn 1: .* speak.*turn 3: .* see"):
+        refuse_unfit([Turn("a", spoken=True), Turn("b"), Turn("c", image=Path("x"))], manifest)
 
 
 def test_another_prompt_is_not_compared_position_by_position() -> None:

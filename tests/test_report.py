@@ -18,6 +18,7 @@ from apps import findings, plots, report
 from apps.cli import app
 from quant.observe import Answer
 from quant.turn import Turn
+from runtime.errors import EdgeOmniError
 from tests.test_compare import compared, small_bundle
 from tests.tiny import omni_bundle
 
@@ -139,3 +140,18 @@ def test_a_record_takes_the_place_of_the_reference(tmp_path: Path) -> None:
     assert json.loads(done.output)["reference"]["stored"] is True
     refused = CliRunner().invoke(app, [*compare, "--turns", str(tmp_path / "turns.jsonl")])
     assert "brings its own turns" in str(refused.exception)
+
+
+def test_what_is_wrong_with_what_was_given_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "gates.toml").write_text("[max]\nnothing = 1\n")
+    (tmp_path / "file").write_text("")
+    sides = ["compare", str(omni_bundle()), str(small_bundle().folder)]
+    for more, wanted in (
+        (["--report", str(tmp_path / "out"), "--gates", str(tmp_path / "gates.toml")], "no such figure"),
+        (["--report", str(tmp_path / "file")], "the report cannot be written"),
+        (["--report", str(tmp_path / "out"), "--turns", str(tmp_path / "none.jsonl")], "cannot be read"),
+    ):
+        error = CliRunner().invoke(app, [*sides, *more]).exception
+        assert isinstance(error, EdgeOmniError)
+        assert wanted in str(error)
+    assert not (tmp_path / "out").exists()
