@@ -38,7 +38,7 @@ ONLY_IN = {
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
-    ("apps", "onnx_ir"): {"apps/bench.py"},
+    ("apps", "onnx_ir"): {"apps/bench_floor.py"},
 }
 
 
