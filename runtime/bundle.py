@@ -200,7 +200,7 @@ class Source:
 
 @dataclass(frozen=True, config=STRICT)
 class QuantizedWeight:
-    """A matrix that is stored as integers: value = (code - zero) * scale, with a scale for each `group_size` columns."""
+    """A matrix that is stored as integers: (code - zero) * scale, with a scale for each `group_size` columns."""
 
     graph: str
     name: str

@@ -42,8 +42,8 @@ class Conversation:
         """A new conversation. `system` None: the bundle's default prompt; "": none."""
         return cls(engine, engine.format.open_conversation(system), seed)
 
-    def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Iterator[Event]:
-        """Answer a turn. Close the iterator to interrupt it: what was generated until then stays in the context.
+    def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Generator[Event, None, None]:
+        """Answer a turn. Close the generator to interrupt it: what was generated until then stays in the context.
 
         PromptError for an empty turn or one that the context cannot hold; after any error the conversation stands as
         before the turn.
