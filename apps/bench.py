@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from rich.table import Table
 
 from apps import tables
 from apps.bench_audio_head import HeadBench, Spread, Timing, bench_audio_head, spread
 from apps.bench_floor import write_floor
 from apps.bench_start import Start, start
+from apps.doctor import WHEELS, cpu_features, installed
 from runtime.bundle import Manifest, Sampling, Step, read_bundle
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
@@ -39,6 +39,7 @@ STARTS: tuple[str, ...] = ("packing at each start", "first start, filling the ca
 class Machine:
     cpu: str
     cores: int
+    features: tuple[str, ...]  # those that kernels are chosen by
     onnxruntime: str
     python: str
     load_before: float  # processes that wanted to run in the last minute
@@ -165,7 +166,8 @@ def machine(load_before: float) -> Machine:
     return Machine(
         cpu=names[0] if names else platform.processor() or platform.machine(),
         cores=os.cpu_count() or 1,
-        onnxruntime=ort.__version__,
+        features=cpu_features(),
+        onnxruntime=next((found for name in WHEELS.values() if (found := installed(name))), "unknown"),
         python=platform.python_version(),
         load_before=load_before,
         load_after=os.getloadavg()[0],
