@@ -188,6 +188,17 @@ def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
     assert all(label == -100 for label in sequence.labels[start:end])
 
 
+def test_a_picture_is_described_aloud_where_its_description_was_recorded(folder):
+    pytest.importorskip("sklearn")
+    config = language_stage.read_config(language_stage.CONFIG)
+    composer = language_stage.Composer(library(folder), config)
+    drawn = [composer.draw(Random(seed), "look_aloud") for seed in range(40)]
+    assert all(picture is not None and len(sequence.pictures) == 1 for sequence, picture in drawn)
+    aloud = [(sequence, picture) for sequence, picture in drawn if sequence.frames]
+    # The made-up answers are "it is a two" and "it is a six".
+    assert aloud and all(picture is not None and picture.digit in (2, 6) for _, picture in aloud)
+
+
 def test_the_noise_marker_is_the_first_token_of_the_answer_to_noise(folder):
     config = language_stage.read_config(language_stage.CONFIG)
     composer = language_stage.Composer(library(folder), config)

@@ -33,7 +33,7 @@ TESTS = (
     "test_other_talk",
     "test_noises",
 )
-TARGETS = ("answers", "answers_heldout")
+TARGETS = ("answers", "answers_more", "answers_heldout")
 SHIFTS = 4
 _BATCH = 32
 

@@ -33,7 +33,7 @@ _MASKED = 0.05  # share of heard frames whose embedding is dropped
 _DROPOUT = 0.1
 # Sequences of each kind in a batch.
 MIX = {"ask": 14, "transcribe": 6, "follow": 4, "noise": 3, "typed": 8, "look": 6}
-SPEECH_MIX = {"read": 4, "reply": 3}
+SPEECH_MIX = {"read": 4, "reply": 3, "look_aloud": 2}
 _LENGTH_SPREAD = 400  # clips of similar length to choose a batch's questions from
 
 
@@ -125,7 +125,7 @@ class Composer:
             case "reply":
                 self._reply(rng, sequence)
             case _:
-                return sequence, self._look(rng, sequence)
+                return sequence, self._look(rng, sequence, aloud=kind == "look_aloud")
         return sequence, None
 
     @staticmethod
@@ -193,9 +193,17 @@ class Composer:
             )
         self.writer.answer(sequence, self._spaced(answer.recording.clip.text), answer.codes(rng))
 
-    def _look(self, rng: Random, sequence: Sequence) -> pictures.Picture:
+    def _look(self, rng: Random, sequence: Sequence, aloud: bool) -> pictures.Picture:
+        """A question about a picture; `aloud`: one whose answer was recorded, if one of a few pictures has such."""
         picture = pictures.draw_picture(rng)
-        question, answer = rng.choice(pictures.questions(picture))
+        choices = pictures.questions(picture)
+        for _ in range(4 if aloud else 0):
+            if recorded := [pair for pair in choices if pair[1] in self.library.by_answer]:
+                choices = recorded
+                break
+            picture = pictures.draw_picture(rng)
+            choices = pictures.questions(picture)
+        question, answer = rng.choice(choices)
         vision = self.config.vision
         rows = pictures.patches(picture.pixels, vision.image_mean, vision.image_std)
         self.writer.see(sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)
@@ -204,7 +212,8 @@ class Composer:
             self.writer.hear(sequence, rng.choice(spoken).codes(rng))
         else:
             self.writer.text(sequence, question)
-        self.writer.answer(sequence, self._spaced(answer))
+        recordings = self.library.by_answer.get(answer, []) if aloud else []
+        self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture
 
     def batch(self, rng: Random, mix: dict[str, int]) -> tuple[Batch, list[pictures.Picture]]:
@@ -358,7 +367,7 @@ def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 25
         trainer.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    composer = Composer(read_library(folder, run, (*codes.QUESTIONS, "answers")), trainer.config)
+    composer = Composer(read_library(folder, run, (*codes.QUESTIONS, "answers", "answers_more")), trainer.config)
     tests = {name: read_library(folder, run, (name,)) for name in codes.TESTS if load_codes(run, name) is not None}
     while step < steps:
         rng = training.seed_step(5, step)

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.signal import resample_poly
 
-from export.nano import corpus, domain, noises
+from export.nano import corpus, domain, noises, pictures
 from export.nano.corpus import Clip
 from export.nano.engines import Engine, Style, Utterance, open_engine
 from export.nano.split import Split, read_split
@@ -43,7 +43,7 @@ class Plan:
 
     engine: str
     clips: int
-    kind: Literal["questions", "answers", "other_talk", "noises"]
+    kind: Literal["questions", "answers", "more_answers", "other_talk", "noises"]
     heldout: bool = False  # held-out voices and noises, and of the sentences with a key the held-out ones only
     seen_voices: bool = False  # training voices although the sentences are held out
 
@@ -52,6 +52,7 @@ PLANS: dict[str, Plan] = {
     "questions_espeak": Plan("espeak", 20000, "questions"),
     "questions_flite": Plan("flite", 1600, "questions"),
     "answers": Plan("piper", 4800, "answers"),
+    "answers_more": Plan("piper", 1600, "more_answers"),
     "answers_heldout": Plan("piper", 400, "answers", heldout=True, seen_voices=True),
     "questions_piper": Plan("piper", 1600, "questions"),
     "test_espeak": Plan("espeak", 1200, "questions", heldout=True),
@@ -151,10 +152,21 @@ class _Shard:
         """What the assistant says: an answer, or words in random order, in the target voice."""
         turn = domain.draw_turn(self.rng)
         text = turn.answer if self.rng.random() < 0.6 else domain.draw_reading(self.rng)
-        if not self.wanted(text):
+        self._answer(text, text)
+
+    def more_answers(self) -> None:
+        """Answers that need a picture or the turn before; those about pictures are few and all belong to training."""
+        if self.rng.random() < 0.6:
+            self._answer(self.rng.choice(pictures.questions(pictures.draw_picture(self.rng)))[1], None)
             return
-        style = _style(self.rng, self.plan, target=True)
-        self.speak(domain.Turn(text, "", "read", text), TARGET_VOICE, style, ANSWER_RATE)
+        then = domain.draw_follow_up(self.rng, domain.draw_turn(self.rng))
+        if then is not None:
+            self._answer(then.answer, then.answer)
+
+    def _answer(self, text: str, key: str | None) -> None:
+        if self.wanted(key):
+            style = _style(self.rng, self.plan, target=True)
+            self.speak(domain.Turn(text, "", "read", key), TARGET_VOICE, style, ANSWER_RATE)
 
     def other_talk(self) -> None:
         """Speech that is not for the assistant."""
@@ -182,6 +194,7 @@ def make_shard(plan: Plan, name: str, index: int, folder: Path, size: int = SHAR
     add = {
         "questions": shard.questions,
         "answers": shard.answers,
+        "more_answers": shard.more_answers,
         "other_talk": shard.other_talk,
         "noises": shard.noises,
     }[plan.kind]
