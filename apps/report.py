@@ -132,7 +132,10 @@ def _gates(found: Comparison) -> str:
 
 def _figures(found: Comparison) -> str:
     rows = ((f.name, number(f.value), interval(f), str(f.count), f.meaning) for f in found.figures)
-    note = "Intervals: 95 %, bootstrap over turns. Choices are measured along the reference's own answers."
+    note = (
+        "Intervals: 95 %, bootstrap over turns, of shares of answers Wilson's; none where no draw differs. "
+        "Choices are measured along the reference's own answers."
+    )
     return _rows(("figure", "value", "interval", "n", "meaning"), rows, (1, 2, 3)) + f'<p class="note">{note}</p>'
 
 

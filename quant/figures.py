@@ -1,7 +1,7 @@
 """The figures of a comparison, each with its 95 % interval over turns where turns are a sample: what gates may name."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from quant.metrics import (
     detectable_loss,
     mcnemar,
     paired_interval,
+    proportion_interval,
     ratio_of_sums,
+    unseen_share,
     word_errors,
 )
 from quant.observe import Answer
@@ -186,8 +188,7 @@ def heard_figures(results: Sequence[TurnResult]) -> Iterator[Figure]:
 
 def answer_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     """Free-running answers: how many are the same, and right."""
-    ones = [1.0] * len(results)
-    yield _over_turns("answers.exact", ratio_of_sums, ([r.exact for r in results], ones), len(results), seed)
+    yield _share("answers.exact", [r.exact for r in results])
     edits = [word_errors(r.reference.text, r.candidate.text) for r in results]
     columns = ([e for e, _ in edits], [n for _, n in edits])
     if sum(columns[1]):
@@ -200,14 +201,22 @@ def answer_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]
 
 
 def _accuracy(judged: Sequence[tuple[bool, bool]], seed: int) -> Iterator[Figure]:
-    n, ones = len(judged), [1.0] * len(judged)
-    ref, cand = ([float(pair[side]) for pair in judged] for side in (0, 1))
+    n = len(judged)
+    ref, cand = ([pair[side] for pair in judged] for side in (0, 1))
     losses, gains = (sum(pair == kind for pair in judged) for kind in ((True, False), (False, True)))
-    yield _over_turns("answers.accuracy_reference", ratio_of_sums, (ref, ones), n, seed)
-    yield _over_turns("answers.accuracy", ratio_of_sums, (cand, ones), n, seed)
-    yield _over_turns("answers.accuracy_loss", _mean_difference, (ref, cand), n, seed)
+    yield _share("answers.accuracy_reference", ref)
+    yield _share("answers.accuracy", cand)
+    loss = _over_turns("answers.accuracy_loss", _mean_difference, (ref, cand), n, seed)
+    unseen = unseen_share(n)
+    yield loss if losses or gains else replace(loss, low=-unseen, high=unseen)
     yield known("answers.mcnemar_p", mcnemar(losses, gains), n)
     yield known("answers.detectable_loss", detectable_loss(n, gains / n), n)
+
+
+def _share(name: str, found: Sequence[bool]) -> Figure:
+    return Figure(
+        name, meaning_of(name), sum(found) / len(found), len(found), *proportion_interval(sum(found), len(found))
+    )
 
 
 def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:

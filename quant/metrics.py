@@ -182,6 +182,17 @@ def mcnemar(losses: int, gains: int) -> float:
     return float(stats.binomtest(losses, losses + gains, 0.5).pvalue) if losses + gains else 1.0
 
 
+def proportion_interval(successes: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share of n items (Wilson 1927)."""
+    found = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def unseen_share(n: int) -> float:
+    """The largest share of items of which n drawn ones show none in 5 of 100 cases: 1 - 0.05^(1/n), about 3/n."""
+    return 1 - (1 - CONFIDENCE) ** (1 / n)
+
+
 def detectable_loss(n: int, gain_rate: float = 0.0, power: float = 0.8) -> float:
     """Smallest net loss, as a share of n paired items, that the exact McNemar test at 5 % finds with `power`.
 
@@ -211,7 +222,8 @@ def paired_interval(
 ) -> tuple[float, float] | None:
     """95 % percentile bootstrap interval (Efron 1979) of a statistic over items, drawn with all their columns [n].
 
-    `statistic` takes the columns and an `axis`. None for fewer than two items, of which nothing can be said.
+    `statistic` takes the columns and an `axis`. None where every draw gives the same, as of a single item: then the
+    bootstrap knows no spread, which does not mean that there is none.
     """
     if len(columns[0]) < 2:
         return None
@@ -219,7 +231,7 @@ def paired_interval(
         tuple(np.asarray(column, np.float64) for column in columns), statistic, paired=True, vectorized=True,
         n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
-    return float(found.low), float(found.high)
+    return (float(found.low), float(found.high)) if found.low < found.high else None
 
 
 def ratio_of_sums(upper: Floats, lower: Floats, axis: int = -1) -> Floats:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quant.taps import exposed
 from quant.turn import Turn
-from runtime.bundle import Manifest, Step
+from runtime.bundle import Graph, Manifest, Step
 from runtime.context import Context
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
@@ -89,8 +89,8 @@ class Followed:
 class Watched(Session):
     """A session that keeps what its first runs were given."""
 
-    def __init__(self, *args: object):
-        super().__init__(*args)  # pyright: ignore[reportArgumentType]
+    def __init__(self, folder: Path, graph: Graph, options: Options):
+        super().__init__(folder, graph, options)
         self.kept: list[Feeds] = []
 
     def run(self, **feeds: np.ndarray) -> Feeds:

@@ -26,7 +26,11 @@ def exposed(folder: Path, graph: Graph, taps: Sequence[str]) -> tuple[Path, Grap
         )
     model.graph.outputs.extend(values[name] for name in taps)
     path = _beside(folder)
-    ir.save(model, path)
+    try:
+        ir.save(model, path)
+    except BaseException:
+        path.unlink()
+        raise
     ports = (Port(name, "float32", ()) for name in taps)
     return path, replace(graph, file=path.name, outputs=(*graph.outputs, *ports))
 

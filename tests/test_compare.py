@@ -25,6 +25,7 @@ from runtime.audio import write_wav
 from runtime.bundle import read_bundle, write_manifest
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
+from tests import tiny_llama
 from tests.tiny import omni_bundle
 
 LIMITS = Limits(max_new=6, max_frames=4)
@@ -108,6 +109,13 @@ def test_a_smaller_bundle_loses_something_everywhere() -> None:
     assert value(found, "cost.bytes_ratio") < 1
     assert value(found, "graphs.worst_sqnr") < 40
     assert [error.sqnr for error in found.tensors] == sorted(error.sqnr for error in found.tensors)
+
+
+def test_a_bundle_that_only_writes_is_compared_too() -> None:
+    engine = opened(tiny_llama.bundle())
+    found = compare(Live(engine, [Turn("ab")]), opened(tiny_llama.bundle()), MACHINE)
+    assert value(found, "text.kl") == pytest.approx(0, abs=1e-9)
+    assert not [figure for figure in found.figures if figure.name.startswith(("code", "heard", "speech"))]
 
 
 def test_layers_of_the_decoder_are_compared_one_by_one() -> None:
@@ -247,6 +255,12 @@ def test_a_loss_that_chance_does_not_explain_is_a_regression() -> None:
     found = judged([True] * 40, [False] * 10 + [True] * 30)
     assert verdict(found)[0].startswith("Regression: accuracy changed by -25.0% on 40 turns")
     assert value(found, "answers.accuracy_loss") == 0.25
+
+
+def test_no_loss_among_few_turns_still_leaves_room_for_one() -> None:
+    loss = judged([True] * 20, [True] * 20).figure("answers.accuracy_loss")
+    assert loss is not None and loss.low is not None and loss.high is not None
+    assert -loss.low == loss.high == pytest.approx(0.139, abs=1e-3)
 
 
 def test_many_turns_without_a_loss_show_that_none_is_above_the_margin() -> None:

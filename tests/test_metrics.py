@@ -165,5 +165,15 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 50 <= covered <= 60
 
 
+def test_known_intervals_of_shares() -> None:
+    assert metrics.proportion_interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert (1 - metrics.unseen_share(50)) ** 50 == pytest.approx(0.05)
+    assert metrics.unseen_share(300) == pytest.approx(3 / 300, rel=0.01)
+
+
+def test_what_does_not_vary_has_no_interval() -> None:
+    assert metrics.paired_interval(metrics.ratio_of_sums, [1.0, 1.0, 1.0], [1.0, 1.0, 1.0]) is None
+
+
 def test_one_turn_has_no_interval() -> None:
     assert metrics.paired_interval(metrics.ratio_of_sums, [1.0], [2.0]) is None
