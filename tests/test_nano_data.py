@@ -148,12 +148,20 @@ def test_picture_answers_say_what_was_drawn():
     shapes = (pictures.Shape("circle", "red", 20, 56, 18), pictures.Shape("star", "blue", 80, 60, 10))
     answers = dict(pictures.questions(pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes)))
     assert answers["how many shapes are there"] == "there are two shapes"
+    assert answers["how many crosses are there"] == "there are no crosses"
     assert answers["what color is the circle"] == "the circle is red"
     assert answers["which shape is blue"] == "the star is blue"
     assert answers["where is the circle"] == "the circle is on the left"
     assert answers["which shape is the biggest"] == "the circle is the biggest"
     kind, color = pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes).cells()
     assert pictures.KINDS[kind[2, 0]] == "circle" and color[2, 2] == 1 + domain.COLORS.index("blue")
+
+
+def test_articles_fit_the_word_after_them():
+    answers = [
+        dict(pictures.questions(pictures.Picture(np.zeros((1, 1, 3)), digit=d)))["what digit is this"] for d in (1, 8)
+    ]
+    assert answers == ["it is a one", "it is an eight"]
 
 
 def test_patches_are_in_the_order_the_vision_encoder_takes_them():

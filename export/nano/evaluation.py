@@ -220,7 +220,7 @@ def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
     vision = examiner.config.vision
     for _ in range(4 * _MOST):
         picture = pictures.draw_picture(rng, heldout=True)
-        question, answer = rng.choice(pictures.questions(picture))
+        question, answer = pictures.draw_question(rng, pictures.questions(picture))
         sequence = Sequence()
         examiner.writer.text(sequence, "<C_Q>")
         patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()

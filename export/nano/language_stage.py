@@ -203,7 +203,7 @@ class Composer:
                 break
             picture = pictures.draw_picture(rng)
             choices = pictures.questions(picture)
-        question, answer = rng.choice(choices)
+        question, answer = pictures.draw_question(rng, choices)
         vision = self.config.vision
         rows = pictures.patches(picture.pixels, vision.image_mean, vision.image_std)
         self.writer.see(sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)

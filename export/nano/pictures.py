@@ -205,7 +205,11 @@ def _plural(kind: str) -> str:
 
 
 def _count(n: int, one: str, many: str) -> str:
-    return f"there is one {one}" if n == 1 else f"there are {domain.number(n)} {many}"
+    return f"there is one {one}" if n == 1 else f"there are {domain.number(n) if n else 'no'} {many}"
+
+
+def _a(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' and not words.startswith('one') else 'a'} {words}"
 
 
 def _side(shape: Shape) -> str:
@@ -220,15 +224,15 @@ def _side(shape: Shape) -> str:
 def questions(picture: Picture) -> list[tuple[str, str]]:
     """Every question about the picture that has one right answer, with that answer; the questions are the domain's."""
     if picture.digit is not None:
-        words = domain.number(picture.digit)
-        return [("what digit is this", f"it is a {words}"), ("which number is this", f"it is a {words}")]
+        seen = f"it is {_a(domain.number(picture.digit))}"
+        return [("what digit is this", seen), ("which number is this", seen)]
     if picture.sign is not None:
         return [("what does it say", f"it says {picture.sign}"), ("what word is this", f"it says {picture.sign}")]
     shapes, found = picture.shapes, []
     counted = _count(len(shapes), "shape", "shapes")
     found += [("how many shapes are there", counted), ("how many shapes do you see", counted)]
     if len(shapes) == 1:
-        seen = f"it is a {shapes[0].color} {shapes[0].kind}"
+        seen = f"it is {_a(f'{shapes[0].color} {shapes[0].kind}')}"
         found += [("what shape is this", seen), ("what do you see", seen)]
     found += _by_kind(shapes) + _by_color(shapes)
     return found + _by_size(shapes)
@@ -265,6 +269,12 @@ def _by_size(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
     if order[0].radius < order[1].radius / 1.3:
         found.append(("which shape is the smallest", f"the {order[0].kind} is the smallest"))
     return found
+
+
+def draw_question(rng: Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:
+    """One of the questions with its answer; what is not there is asked for less often than what is."""
+    weights = [0.2 if answer.startswith("there are no ") else 1.0 for _, answer in pairs]
+    return rng.choices(pairs, weights)[0]
 
 
 def patches(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:

@@ -157,7 +157,8 @@ class _Shard:
     def more_answers(self) -> None:
         """Answers that need a picture or the turn before; those about pictures are few and all belong to training."""
         if self.rng.random() < 0.6:
-            self._answer(self.rng.choice(pictures.questions(pictures.draw_picture(self.rng)))[1], None)
+            pairs = pictures.questions(pictures.draw_picture(self.rng))
+            self._answer(pictures.draw_question(self.rng, pairs)[1], None)
             return
         then = domain.draw_follow_up(self.rng, domain.draw_turn(self.rng))
         if then is not None:

@@ -53,7 +53,7 @@ def _words() -> Counter[str]:
         turn = domain.draw_turn(rng)
         then = domain.draw_follow_up(rng, turn)
         sentences += [turn.question, turn.answer] + ([then.question, then.answer] if then else [])
-    sentences += [f"a {word}" for word in domain.spoken_words()]
+    sentences += [f"an {word}" for word in domain.spoken_words()]
     from tokenizers import Regex, pre_tokenizers  # kept out of module import: only this script trains
 
     cut = pre_tokenizers.Sequence(
