@@ -5,24 +5,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quant.defects import log_mel_distance
+from quant.attribution import Attribution, Swap
 from quant.figures import (
     Figure,
-    Stretch,
     TurnResult,
     answer_figures,
     code_figures,
     cost_figures,
     heard_figures,
-    joined,
     known,
     speech_figures,
     text_figures,
 )
 from quant.gates import Gate, Judged, judge
-from quant.metrics import agreement, cosine, kl_from_top, max_abs, non_finite, sqnr
-from quant.observe import Followed, Observed, Taken
-from quant.record import Recorded, Reference, Sample, Seen, Side, choices, log_of, run_sample, side
+from quant.metrics import agreement, cosine, max_abs, non_finite, sqnr
+from quant.observe import Observed
+from quant.record import Recorded, Reference, Sample, Side, run_sample, side
+from quant.stretch import by_name, same_frames, stretches_of
 from runtime.errors import EdgeOmniError
 
 SWAP_TURNS = 8
@@ -41,21 +40,6 @@ class TensorError:
     sqnr: float
     non_finite: int
     same: float | None = None
-
-
-@dataclass(frozen=True)
-class Swap:
-    """The reference with one graph of the candidate in its place; None where nothing of that kind was measured."""
-
-    graph: str
-    text_kl: float | None
-    codes_kl: float | None
-    log_mel: float | None
-
-    @property
-    def weight(self) -> tuple[float, float]:
-        """By what swaps are ordered: distributions first, sound among those that leave them alone."""
-        return max(self.text_kl or 0.0, self.codes_kl or 0.0), self.log_mel or 0.0
 
 
 @dataclass(frozen=True)
@@ -109,25 +93,14 @@ def compare(
     """
     ours, theirs = reference.side, side(candidate.folder, candidate.whole)
     refuse_unlike(ours, theirs)
-    swapped = swaps_of(reference.engine, candidate) if swap_turns else {}
-    results, gathered = [], {name: ([], []) for name in swapped}
+    results, attribution = [], Attribution(reference, candidate, swap_turns)
     for index in range(len(reference.turns)):
         progress(f"turn {index + 1} of {len(reference.turns)}")
         recorded = reference.recorded(index)
         results.append(one_turn(candidate, reference, index, recorded))
-        if index < swap_turns:
-            for name, engine in swapped.items():
-                if reference.engine is None or name not in reference.engine.opened():
-                    continue  # this graph has no part in the turn
-                progress(f"turn {index + 1} with the candidate's {name}")
-                stretches, distance = one_swap(engine, reference, index, recorded, name)
-                gathered[name][0].append(stretches)
-                gathered[name][1].extend(distance)
+        attribution.add(index, recorded)
     tensors = tuple(tensor_errors(reference.samples(), candidate))
     figures = tuple(all_figures(ours, theirs, results, tensors, reference.limits.seed))
-    swaps = sorted(
-        (summed(name, *found) for name, found in gathered.items() if found[0]), key=lambda s: s.weight, reverse=True
-    )
     return Comparison(
         reference=ours,
         candidate=theirs,
@@ -138,7 +111,7 @@ def compare(
         results=tuple(results),
         figures=figures,
         tensors=tensors,
-        swaps=tuple(swaps),
+        swaps=attribution.swaps(),
         gates=judge(gates, figures),
     )
 
@@ -184,97 +157,6 @@ def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Re
 
 def _median(seconds: Sequence[float]) -> float:
     return float(np.median(seconds)) if seconds else 0.0
-
-
-def stretches_of(recorded: Recorded, followed: Followed) -> list[dict[str, Stretch]]:
-    """The choices of each step by what was chosen from: "text", or "code0" and so on for each codebook."""
-    found = []
-    for step, seen, logits in zip(recorded.answer.steps, recorded.seen, followed.logits, strict=True):
-        names = ["text"] if step.kind == "text" else [f"code{book}" for book in range(len(seen))]
-        ended = step.kind == "audio" and ends_audio(step, logits[0])
-        found.append(
-            {
-                name: stretch(ours, theirs, taken, len(taken) - (ended and name != "code0"))
-                for name, ours, theirs, taken in zip(names, seen, logits, choices(step), strict=True)
-            }
-        )
-    return found
-
-
-def by_name(steps: Sequence[dict[str, Stretch]]) -> dict[str, Stretch]:
-    names = dict.fromkeys(name for step in steps for name in step)
-    return {name: joined(step[name] for step in steps if name in step) for name in names}
-
-
-def same_frames(steps: Sequence[dict[str, Stretch]]) -> np.ndarray:
-    """Of each audio frame [frames] but one that ends audio, whether all its codes have the same likeliest one."""
-    found = [np.empty(0, np.bool_)]
-    for streams in ([s.same for s in step.values()] for step in steps if "text" not in step):
-        frames = min(map(len, streams))
-        found.append(np.all([same[:frames] for same in streams], axis=0))
-    return np.concatenate(found)
-
-
-def ends_audio(step: Taken, first_logits: np.ndarray) -> bool:
-    """Whether the last frame holds the code that ends audio: then its other codes mean nothing."""
-    return len(step.chosen) > 0 and int(step.chosen[-1, 0]) == first_logits.shape[-1] - 1
-
-
-def stretch(ours: Seen, theirs: np.ndarray, taken: np.ndarray, count: int) -> Stretch:
-    """The first `count` choices from logits [n, vocab]; KL is NaN where one of them is not finite."""
-    kept = slice(0, count)
-    with np.errstate(invalid="ignore"):
-        same = ours.top.ids[:, 0] == theirs.argmax(axis=-1)
-        kl = np.where(np.isfinite(theirs).all(axis=-1), kl_from_top(ours.top, theirs), np.nan)
-        return Stretch(kl[kept], (same & np.isfinite(kl))[kept], ours.taken[kept], log_of(theirs, taken)[kept])
-
-
-# Attribution
-
-
-def swaps_of(reference: Observed | None, candidate: Observed) -> dict[str, Observed]:
-    """The reference with each graph of the candidate that differs and has the same ports, by the graph's name."""
-    if reference is None:
-        return {}
-    ours, theirs = ({file.path: file.sha256 for file in engine.whole.files} for engine in (reference, candidate))
-    found = {}
-    for name, graph in candidate.manifest.graphs.items():
-        other = reference.manifest.graphs.get(name)
-        if other is None or (graph.inputs, graph.outputs) != (other.inputs, other.outputs):
-            continue
-        if {theirs[path] for path in (graph.file, *graph.weights)} != {ours[p] for p in (other.file, *other.weights)}:
-            found[name] = reference.with_graphs(candidate, [name])
-    return found
-
-
-def one_swap(
-    engine: Observed, reference: Reference, index: int, recorded: Recorded, name: str
-) -> tuple[dict[str, Stretch], list[float]]:
-    """Distributions along the reference's answer, and the log-mel distance of its codes made audible."""
-    turn, speech = reference.turns[index], engine.manifest.speech
-    stretches = by_name(stretches_of(recorded, engine.follow(engine.prompt(turn), recorded.answer.steps)))
-    if speech is None or not len(recorded.answer.wave):
-        return stretches, []
-    return stretches, [
-        log_mel_distance(recorded.answer.wave, engine.sound(recorded.answer.steps), speech.sampling_rate)
-    ]
-
-
-def summed(name: str, turns: Sequence[dict[str, Stretch]], distances: Sequence[float]) -> Swap:
-    text = [s.kl for turn in turns for stream, s in turn.items() if stream == "text"]
-    codes = [s.kl for turn in turns for stream, s in turn.items() if stream != "text"]
-    return Swap(name, _mean(text), _mean(codes), float(np.mean(distances)) if distances else None)
-
-
-def _mean(parts: Sequence[np.ndarray]) -> float | None:
-    """Mean of all values; infinite if one is NaN, so that a graph which breaks arithmetic comes first."""
-    every = np.concatenate([np.empty(0), *parts])
-    if not len(every):
-        return None
-    return float(every.mean()) if np.isfinite(every).all() else float("inf")
-
-
-# Graph by graph
 
 
 def tensor_errors(samples: Sequence[Sample], candidate: Observed) -> list[TensorError]:

@@ -1,6 +1,6 @@
 """The figures of a comparison, each with its 95 % interval over turns where turns are a sample: what gates may name."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from quant.metrics import (
 )
 from quant.observe import Answer
 from quant.record import GraphCost, Side
+from quant.stretch import Stretch, joined
 from quant.turn import Turn
 
 Floats = NDArray[np.float64]
@@ -69,20 +70,6 @@ class Figure:
     count: int
     low: float | None = None
     high: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Stretch:
-    """n choices in one turn from one vocabulary or codebook, along the reference's answer; each array is [n]."""
-
-    kl: Floats
-    same: NDArray[np.bool_]
-    ref: Floats  # log-probability of what the reference took, by the reference
-    cand: Floats  # and by the candidate
-
-    @property
-    def finite(self) -> NDArray[np.bool_]:
-        return np.isfinite(self.kl)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,16 +139,6 @@ def code_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     yield _over_turns("codes.frames", ratio_of_sums, columns, sum(columns[1]), seed)
     for name in spoken[0]:
         yield from _distribution(name, [streams[name] for streams in spoken if name in streams], seed)
-
-
-def joined(stretches: Iterable[Stretch]) -> Stretch:
-    every = list(stretches)
-    return Stretch(
-        np.concatenate([s.kl for s in every]),
-        np.concatenate([s.same for s in every]),
-        np.concatenate([s.ref for s in every]),
-        np.concatenate([s.cand for s in every]),
-    )
 
 
 def _broken(name: str, stretches: Sequence[Stretch]) -> Iterator[Figure]:
