@@ -1,7 +1,7 @@
 """An independent recogniser judges speech: whisper-base (MIT) through faster-whisper, weights from Python packages."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -72,7 +72,7 @@ def words(text: str) -> list[str]:
     return [_SPELLINGS.get(word, word) for word in said]
 
 
-def distance(want: list[str], got: list[str]) -> int:
+def distance(want: Sequence[str], got: Sequence[str]) -> int:
     """Levenshtein distance in words."""
     row = list(range(len(got) + 1))
     for i, a in enumerate(want, 1):
