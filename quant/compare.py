@@ -11,11 +11,12 @@ from quant.figures import (
     TurnResult,
     answer_figures,
     code_figures,
-    cost_figures,
     heard_figures,
     known,
     speech_figures,
     text_figures,
+    time_figures,
+    weight_figures,
 )
 from quant.gates import Gate, Judged, judge
 from quant.metrics import agreement, cosine, max_abs, non_finite, sqnr
@@ -100,7 +101,9 @@ def compare(
         results.append(one_turn(candidate, reference, index, recorded))
         attribution.add(index, recorded)
     tensors = tuple(tensor_errors(reference.samples(), candidate))
-    figures = tuple(all_figures(ours, theirs, results, tensors, reference.limits.seed))
+    figures = [*all_figures(ours, theirs, results, tensors, reference.limits.seed)]
+    if reference.engine is not None:
+        figures += time_figures(results, reference.limits.seed)
     return Comparison(
         reference=ours,
         candidate=theirs,
@@ -109,7 +112,7 @@ def compare(
         seed=reference.limits.seed,
         margin=margin,
         results=tuple(results),
-        figures=figures,
+        figures=tuple(figures),
         tensors=tensors,
         swaps=attribution.swaps(),
         gates=judge(gates, figures),
@@ -198,4 +201,4 @@ def all_figures(
     if floats:
         yield known("graphs.worst_sqnr", min(error.sqnr for error in floats), len(floats))
         yield known("graphs.non_finite", sum(error.non_finite for error in floats), len(floats))
-    yield from cost_figures(ours, theirs, results, seed)
+    yield from weight_figures(ours, theirs)

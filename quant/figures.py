@@ -214,10 +214,14 @@ def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]
     yield _over_turns("speech.log_mel", ratio_of_sums, (distances, [1.0] * len(spoken)), len(spoken), seed)
 
 
-def cost_figures(reference: Side, candidate: Side, results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
-    """What the candidate saves."""
+def weight_figures(reference: Side, candidate: Side) -> Iterator[Figure]:
+    """What the candidate saves of memory."""
     yield known("cost.bytes_ratio", candidate.weight_bytes / max(1, reference.weight_bytes), len(candidate.graphs))
     yield known("cost.bits_per_weight", bits_per_weight(candidate.graphs), len(candidate.graphs))
+
+
+def time_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """What the candidate saves of time; only of use where both ran on one machine."""
     for name, pairs in (("prefill", [r.prefill for r in results]), ("decode", [r.decode for r in results])):
         timed = [pair for pair in pairs if min(pair) > 0]
         if timed:

@@ -54,6 +54,9 @@ class Taken:
     inputs: NDArray[np.int64]
     chosen: NDArray[np.int64]
 
+    def __len__(self) -> int:
+        return len(self.chosen)
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
@@ -162,8 +165,8 @@ class Observed(Engine):
             for event in self._generate(prompt, spoken):
                 if isinstance(event, TextDelta):
                     text += event.text
-                elif isinstance(event, StepDone):
-                    steps.append(taken(event))
+                elif isinstance(event, StepDone) and len(step := taken(event)):
+                    steps.append(step)
                     if self._enough(steps, spoken):
                         break
             wave = self.sound(steps) if spoken else SILENCE

@@ -137,7 +137,7 @@ def record_turn(engine: Observed, prompt: Prompt, answer: Answer, k: int | None)
     """Follow the engine's own answer, which says how sure it was of each choice."""
     followed = engine.follow(prompt, answer.steps)
     seen = [
-        tuple(seen_at(logits, chosen, k) for logits, chosen in zip(streams, choices(step), strict=False))
+        tuple(seen_at(logits, chosen, k) for logits, chosen in zip(streams, choices(step), strict=True))
         for streams, step in zip(followed.logits, answer.steps, strict=True)
     ]
     return Recorded(
