@@ -13,6 +13,7 @@ WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 PACKAGES = ("edgeomni", "numpy", "tokenizers", "pillow", "soundfile", "pydantic")
 OPTIONAL = {
     "export": ("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"),
+    "compare": ("scipy", "onnx_ir"),
     "camera": ("cv2",),
 }
 # Those that the kernels of ONNX Runtime choose by.
