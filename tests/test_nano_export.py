@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("scipy")
-from export.nano import assemble, language_stage, pictures, vocabulary  # noqa: E402
+from export.nano import assemble, pictures, vocabulary  # noqa: E402
 from export.nano.model import Omni, load_checkpoint  # noqa: E402
 from export.nano.sequences import Sequence, Writer, collate  # noqa: E402
 from runtime.engine import Engine  # noqa: E402
@@ -46,16 +46,16 @@ def engine(checkpoint: Path, tmp_path_factory) -> Engine:
 
 @pytest.fixture(scope="module")
 def writer(omni: Omni) -> Writer:
-    return Writer(language_stage.CONFIG, omni.config.codebook_sizes)
+    return Writer(vocabulary.FOLDER, omni.config.codebook_sizes)
 
 
 @pytest.fixture(scope="module")
-def heard(omni: Omni) -> torch.Tensor:
+def heard(omni: Omni):
     generator = torch.Generator().manual_seed(3)
     return torch.stack([torch.randint(n, (9,), generator=generator) for n in omni.config.codebook_sizes], 1)
 
 
-def trained_sequences(writer: Writer, heard: torch.Tensor) -> Iterator[tuple[str, Sequence]]:
+def trained_sequences(writer: Writer, heard) -> Iterator[tuple[str, Sequence]]:
     """Prompts as the training stages write them, up to where the answer begins."""
     for name, opening in (("written", ""), ("spoken", "<audiotext_start_baichuan>")):
         sequence = Sequence()
@@ -73,7 +73,7 @@ def trained_sequences(writer: Writer, heard: torch.Tensor) -> Iterator[tuple[str
     yield "speak", sequence
 
 
-def runtime_prompt(engine: Engine, name: str, heard: torch.Tensor) -> list[Prompt]:
+def runtime_prompt(engine: Engine, name: str, heard) -> list[Prompt]:
     """The same prompts as the runtime builds them."""
     spelled, audio = prompt_format(engine.manifest, engine.tokenizer), Audio(heard.numpy())
     if name == "transcribe":

@@ -24,6 +24,8 @@ from export.nano import (  # noqa: E402  # noqa: E402
     vocoder_stage,
 )
 from export.nano.codes import CodedSet  # noqa: E402
+from export.nano.composer import CONFIG, MIX, SPEECH_MIX, Composer, Library  # noqa: E402
+from export.nano.config import read_config  # noqa: E402
 from export.nano.corpus import Clip, Recording  # noqa: E402
 from export.nano.features import heard_mel, spoken_mel  # noqa: E402
 from export.nano.split import read_split  # noqa: E402
@@ -66,7 +68,7 @@ def trainer() -> tokenizer_stage.TokenizerTrainer:
 
 def coded(recordings: list[Recording], variants: int) -> CodedSet:
     """Random codes of the right length and range."""
-    sizes = language_stage.read_config(language_stage.CONFIG).codebook_sizes
+    sizes = read_config(CONFIG).codebook_sizes
     generator = torch.Generator().manual_seed(0)
     parts = [
         torch.stack([torch.randint(size, (6 + i % 2,), generator=generator) for size in sizes], 1)
@@ -149,8 +151,8 @@ def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(fold
     assert float(stage.train_step(piece, adversarial=True)["judge"]) > 0
 
 
-def library(folder: Path) -> language_stage.Library:
-    found = language_stage.Library()
+def library(folder: Path) -> Library:
+    found = Library()
     for name, variants in (("questions_espeak", 3), ("noises", 3), ("answers", 4)):
         recordings = corpus.recordings(folder / name)
         found.add(recordings, coded(recordings, variants))
@@ -160,8 +162,8 @@ def library(folder: Path) -> language_stage.Library:
 def test_every_kind_of_sequence_trains_the_language_model(folder):
     pytest.importorskip("sklearn")
     stage = language_stage.LanguageTrainer(None).train()
-    composer = language_stage.Composer(library(folder), stage.config)
-    mix = dict.fromkeys([*language_stage.MIX, *language_stage.SPEECH_MIX], 2)
+    composer = Composer(library(folder), stage.config)
+    mix = dict.fromkeys([*MIX, *SPEECH_MIX], 2)
     batch, drawn = composer.batch(Random(4), mix)
     parts = stage.losses(batch, drawn)
     assert set(parts) == {"text", "speech", "picture"}
@@ -173,8 +175,8 @@ def test_every_kind_of_sequence_trains_the_language_model(folder):
 
 
 def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
-    config = language_stage.read_config(language_stage.CONFIG)
-    writer = sequences.Writer(language_stage.CONFIG, config.codebook_sizes)
+    config = read_config(CONFIG)
+    writer = sequences.Writer(CONFIG, config.codebook_sizes)
     sequence, spoken = sequences.Sequence(), torch.zeros(3, 8, dtype=torch.long)
     writer.text(sequence, "<C_Q>stop")
     writer.answer(sequence, " okay", spoken)
@@ -190,8 +192,8 @@ def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
 
 def test_a_picture_is_described_aloud_where_its_description_was_recorded(folder):
     pytest.importorskip("sklearn")
-    config = language_stage.read_config(language_stage.CONFIG)
-    composer = language_stage.Composer(library(folder), config)
+    config = read_config(CONFIG)
+    composer = Composer(library(folder), config)
     drawn = [composer.draw(Random(seed), "look_aloud") for seed in range(40)]
     assert all(picture is not None and len(sequence.pictures) == 1 for sequence, picture in drawn)
     aloud = [(sequence, picture) for sequence, picture in drawn if sequence.frames]
@@ -200,8 +202,8 @@ def test_a_picture_is_described_aloud_where_its_description_was_recorded(folder)
 
 
 def test_the_noise_marker_is_the_first_token_of_the_answer_to_noise(folder):
-    config = language_stage.read_config(language_stage.CONFIG)
-    composer = language_stage.Composer(library(folder), config)
+    config = read_config(CONFIG)
+    composer = Composer(library(folder), config)
     sequence, _ = composer.draw(Random(0), "noise")
     learnt = [label for label in sequence.labels if label >= 0]
     assert learnt == [composer.writer.token(vocabulary.NOISE_MARKER), composer.writer.token(vocabulary.EOS)]
