@@ -33,16 +33,14 @@ def _accuracy(found: Comparison) -> str:
     loss, p, least = (found.figure(f"answers.{n}") for n in ("accuracy_loss", "mcnemar_p", "detectable_loss"))
     if loss is None or p is None or least is None:
         return "No turn has an expected answer, so nothing is said about right and wrong."
+    change = f"accuracy changed by {-loss.value:+.1%} on {loss.count} turns (exact McNemar p = {p.value:.3g})"
     if p.value < 0.05:
-        kind = "Regression" if loss.value > 0 else "Improvement"
-        return (
-            f"{kind}: accuracy changed by {-loss.value:+.1%} on {loss.count} turns (exact McNemar p = {p.value:.3g})."
-        )
+        return f"{'Regression' if loss.value > 0 else 'Improvement'}: {change}."
     if least.value <= found.margin and loss.high is not None and loss.high <= found.margin:
         return f"No regression beyond {found.margin:.1%}: the loss is {loss.value:.1%}, at most {loss.high:.1%} (95 %)."
     return (
-        f"Cannot say that nothing was lost: {loss.count} turns with an expected answer show a loss of "
-        f"{least.value:.1%} or more (in 4 of 5 cases), the margin is {found.margin:.1%}."
+        f"Cannot say that nothing was lost: {change}, and so many show only a loss of {least.value:.1%} or more "
+        f"(in 4 of 5 cases); the margin is {found.margin:.1%}."
     )
 
 
