@@ -32,6 +32,7 @@ GREEDY = Sampling(greedy=True)
 TOKENS = 16  # that one timing of decode generates
 FRAMES = 4  # audio frames of one timing
 DRAWS = 20  # of one timing of sampling
+FLOOR_CONTEXT = 8  # positions behind which the floor is timed: attention over more would be arithmetic
 STARTS: tuple[str, ...] = ("packing at each start", "first start, filling the cache", "second start, from the cache")
 
 
@@ -182,7 +183,7 @@ class Case:
 
     def __init__(self, engine: Engine, floor: Engine, length: int):
         self.threads, self.length, self.speech = engine.options.threads, length, engine.manifest.speech
-        self.speaker, self.floor = Speaker(engine, length), Speaker(floor, length)
+        self.speaker, self.floor = Speaker(engine, length), Speaker(floor, FLOOR_CONTEXT)
         self.kept: dict[str, list[Clock]] = {}
 
     def round(self, keep: bool) -> None:

@@ -86,6 +86,7 @@ def plan(folder: Path, recipe: Recipe) -> Plan:
     graphs = tuple(_planned(name, graph, folder, recipe) for name, graph in manifest.graphs.items())
     every = [item for graph in graphs for item in graph.decided]
     problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
+    problems += _outside(every, folder.resolve())
     if not problems and not any(item.scheme for item in every):
         problems.append(_nothing(every, recipe))
     if problems:
@@ -152,6 +153,13 @@ def _unfit_for(profile: Profile, every: Iterable[Decided]) -> Iterator[str]:
     for scheme in sorted(schemes, key=str):
         if not scheme.symmetric or scheme.group_size != CUDA_GROUP or scheme.bits == 2:
             yield f"{scheme}: the cuda profile takes 4 or 8 bits, symmetric, in groups of {CUDA_GROUP}"
+
+
+def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
+    """Weights that a graph takes from a file which is not the bundle's own."""
+    for item in every:
+        if item.weight.file is not None and not item.weight.file.resolve().is_relative_to(folder):
+            yield f"{item.weight.name} lies in {item.weight.file}, outside the bundle; export it again"
 
 
 def _nothing(every: Iterable[Decided], recipe: Recipe) -> str:

@@ -71,7 +71,8 @@ class Weight:
             return self.value.const_value.numpy()[start:stop]
         row = math.prod(self.shape[1:])
         at = self.offset + start * row * self.dtype.itemsize
-        return np.fromfile(self.file, self.dtype, (stop - start) * row, offset=at).reshape(-1, *self.shape[1:])
+        values = np.fromfile(self.file, self.dtype, (stop - start) * row, offset=at)
+        return values.reshape(stop - start, *self.shape[1:])
 
     def obstacle(self) -> str | None:
         """Why no scheme can store it, or None."""

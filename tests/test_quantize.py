@@ -1,5 +1,6 @@
 """Quantizing a bundle: whole or not at all, the same bytes each time, every mistake named, and what it cost is told."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 from export.convert import export
 from quant.plan import plan
 from quant.quantize import SLAB, quantize, slabs
-from quant.rewrite import Weight, open_graph, weights
+from quant.rewrite import Weight, open_graph, point, save_graph, weights
 from quant.scheme import Recipe, parse_recipe, read_recipe, shipped_recipes
 from quant.summary import summary
 from runtime.bundle import altered_files, describe_file, read_bundle, write_manifest
+from runtime.bundle_writer import Place
 from runtime.errors import EdgeOmniError
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
@@ -190,6 +192,21 @@ def test_a_weight_with_nan_or_infinity_is_named_and_nothing_is_written(value: fl
     export(tiny_llama.save(tmp_path / "checkpoint", tensors), tmp_path / "float")
     said = refused(tmp_path / "float", tmp_path / "small")
     assert f"model.layers.1.mlp.down_proj.weight holds {value}" in said
+
+
+def test_a_graph_that_takes_a_weight_from_outside_its_bundle_is_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "float"
+    bundle.mkdir()
+    for name, data in contents(tiny_llama.bundle()).items():
+        (bundle / name).write_bytes(data)
+    model = open_graph(bundle / "lm_head.onnx")
+    weight = next(weights(model))
+    point(weight, Place("../secret", 0, weight.nbytes), bundle)
+    save_graph(model, bundle / "lm_head.onnx")
+    manifest = read_bundle(tiny_llama.bundle())
+    described = tuple(describe_file(bundle, file.path) for file in manifest.files)
+    write_manifest(bundle, replace(manifest, files=described))
+    assert f"lm_head.weight lies in {bundle}/../secret, outside the bundle" in refused(bundle, tmp_path / "small")
 
 
 def test_the_float_bundle_itself_is_never_replaced(tmp_path: Path) -> None:
