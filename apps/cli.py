@@ -281,6 +281,33 @@ def say(
 
 
 @app.command()
+def bench(
+    bundle: Bundle,
+    threads: Annotated[
+        list[int] | None,
+        typer.Option("--threads", min=1, help="Threads; may be given more than once. 1 and 2 unless given"),
+    ] = None,
+    lengths: Annotated[
+        list[int] | None,
+        typer.Option("--length", min=1, help="Positions to read before decoding. 32, 128 and 512 unless given"),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; what is shown are medians and spreads.")] = 7,
+    audio_head: Annotated[
+        bool, typer.Option("--audio-head", help="Also time one audio frame against the official order of work.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on this CPU: starts and memory, prefill, decode, the share that is overhead, audio frames."""
+    from apps import bench as benchmark
+    from apps import tables
+
+    with tables.waiting("measuring", quiet=as_json) as status:
+        shown = (lambda doing: None) if status is None else status.update
+        result = benchmark.bench(bundle, threads or (1, 2), lengths or (32, 128, 512), repeats, audio_head, shown)
+    return emit(benchmark.record(result)) if as_json else benchmark.show(result)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at this machine: versions, execution providers, CPU features, cache, and what is wrong with them."""
     from apps import doctor as examination
