@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from export.audio_encoder import BRIDGE, MODEL, Codebook, audio_encoder
 from export.config import AudioConfig, VQConfig
+from export.families.baichuan_omni_1_5 import audio_front_end
 from export.graph import author
 from export.parity.audio_in import ENCODER, FRONT_END, UNCOVERED, replay_encoder, replay_front_end
 from export.parity.graphs import Graphs
 from runtime.audio import lengths
-from runtime.bundle import AudioFrontEnd, Port
+from runtime.bundle import Port
 from tests.tiny import GOLDEN, golden_config, golden_graphs, random_graphs
 
 CONFIG = golden_config().audio_config
@@ -50,26 +51,12 @@ def codebook(index: int) -> str:
     return f"{BRIDGE}.vq_list.{index}.codebook.embed"
 
 
-def front_end(config: AudioConfig) -> AudioFrontEnd:
-    return AudioFrontEnd(
-        sampling_rate=config.sampling_rate,
-        n_fft=config.n_fft,
-        hop_length=config.hop_length,
-        num_mel_bins=config.num_mel_bins,
-        max_audio_seconds=config.max_audio_seconds,
-        split_overlap=config.split_overlap,
-        avg_pooler=config.avg_pooler,
-        stride=config.stride_size,
-        codebook_sizes=config.vq_config.codebook_sizes,
-    )
-
-
 def random_mel(config: AudioConfig, frames: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((1, config.num_mel_bins, frames), np.float32)
 
 
 def test_every_recorded_array_is_replayed_within_its_tolerance():
-    front, seen = front_end(CONFIG), set()
+    front, seen = audio_front_end(CONFIG), set()
     for part in (replay_front_end(GOLDEN, front), replay_encoder(GOLDEN, graphs(), front)):
         for replayed in part:
             expected = ARRAYS[replayed.name]
@@ -87,7 +74,7 @@ def test_every_recorded_array_is_replayed_within_its_tolerance():
 
 @pytest.mark.parametrize("frames", range(7, 40))
 def test_a_segment_gives_as_many_codes_as_the_runtime_expects(frames):
-    expected = lengths((frames - 1) * ODD.hop_length, front_end(ODD))
+    expected = lengths((frames - 1) * ODD.hop_length, audio_front_end(ODD))
     codes = odd_graphs()[0].run("audio_encoder", {"mel": random_mel(ODD, frames)})["codes"]
     assert codes.shape == (expected.codes, len(ODD.vq_config.codebook_sizes))
     assert codes.dtype == np.int64

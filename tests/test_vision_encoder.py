@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.config import VisionConfig
+from export.families.baichuan_omni_1_5 import vision_front_end
 from export.parity.graphs import Graphs
 from export.parity.vision import GROUP, UNCOVERED, replay_pictures
 from export.vision_encoder import ENCODER, patch_size, vision_encoder, vision_projector
-from runtime.bundle import VisionFrontEnd
 from runtime.image import rotary_positions
 from tests.tiny import GOLDEN, golden_config, golden_graphs, random_graphs
 
@@ -33,18 +33,6 @@ def odd_graphs() -> tuple[Graphs, dict[str, np.ndarray]]:
     return random_graphs(vision_encoder(ODD, "cpu"), vision_projector(ODD, "cpu"))
 
 
-def front_end(config: VisionConfig) -> VisionFrontEnd:
-    return VisionFrontEnd(
-        patch_size=config.patch_size,
-        temporal_patch_size=config.temporal_patch_size,
-        merge_size=config.spatial_merge_size,
-        image_mean=config.image_mean,
-        image_std=config.image_std,
-        min_pixels=config.min_pixels,
-        max_pixels=config.max_pixels,
-    )
-
-
 def random_patches(config: VisionConfig, n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, patch_size(config)), np.float32)
 
@@ -60,7 +48,7 @@ def assert_close(ours: np.ndarray, expected: np.ndarray, tolerance: float) -> No
 
 def test_every_recorded_array_is_replayed_within_its_tolerance():
     seen = set()
-    for replayed in replay_pictures(GOLDEN, graphs(), front_end(CONFIG), front_end(FRAMES)):
+    for replayed in replay_pictures(GOLDEN, graphs(), vision_front_end(CONFIG), vision_front_end(FRAMES)):
         expected = ARRAYS[replayed.name].astype(np.float64)
         seen.add(replayed.name)
         exact = ARRAYS[replayed.name].dtype.kind in "iu"

@@ -132,9 +132,9 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         template=TEMPLATE,
         generation=GENERATION,
         audio=audio_front_end(config.audio_config),
-        image=vision_front_end(config.visual_config),
-        video_frames=vision_front_end(config.video_config),
-        video=video_rules(config.video_config),
+        image=config.visual_config and vision_front_end(config.visual_config),
+        video_frames=config.video_config and vision_front_end(config.video_config),
+        video=config.video_config and video_rules(config.video_config),
         speech=speech_layout(config, found),
     )
 
@@ -171,8 +171,8 @@ def audio_front_end(config: AudioConfig) -> AudioFrontEnd:
     )
 
 
-def vision_front_end(config: VisionConfig | None) -> VisionFrontEnd | None:
-    return config and VisionFrontEnd(
+def vision_front_end(config: VisionConfig) -> VisionFrontEnd:
+    return VisionFrontEnd(
         patch_size=config.patch_size,
         temporal_patch_size=config.temporal_patch_size,
         merge_size=config.spatial_merge_size,
@@ -183,8 +183,8 @@ def vision_front_end(config: VisionConfig | None) -> VisionFrontEnd | None:
     )
 
 
-def video_rules(config: VisionConfig | None) -> VideoRules | None:
-    return config and VideoRules(max_frame_num=config.max_frame_num, decode_way=config.decode_way)
+def video_rules(config: VisionConfig) -> VideoRules:
+    return VideoRules(max_frame_num=config.max_frame_num, decode_way=config.decode_way)
 
 
 def speech_layout(config: OmniConfig, found: Mapping[str, LazyTensor]) -> SpeechLayout:
