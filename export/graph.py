@@ -81,7 +81,7 @@ class Subgraph:
 def static_shape(value: ir.Value) -> tuple[int, ...]:
     if value.shape is None:
         raise ValueError(f"{value.name} has no shape")
-    return tuple(int(dim) for dim in value.shape)  # type: ignore[arg-type]
+    return value.shape.numpy()
 
 
 def author(

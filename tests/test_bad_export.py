@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from export.convert import export
+from export.convert import export, plan
 from runtime.bundle import MANIFEST, Manifest, parse_manifest, read_bundle
 from runtime.errors import BundleError, CheckpointError, EdgeOmniError
 from runtime.verify import refuse_failed, verify
@@ -325,3 +325,11 @@ def test_any_bytes_for_a_manifest_give_a_manifest_or_one_clear_error(data: st.Da
         assert isinstance(parse_manifest(bytes(content)), Manifest)
     except BundleError as error:
         assert str(error).strip()
+
+
+def test_a_checkpoint_that_states_no_end_of_answers_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINT, checkpoint)
+    (checkpoint / "generation_config.json").write_text('{"bos_token_id": 320}')
+    with pytest.raises(CheckpointError, match=r"generation_config.json has eos_token_id None, expected the id"):
+        plan(checkpoint, "cpu")

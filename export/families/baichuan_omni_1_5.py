@@ -141,10 +141,14 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
 
 def special_tokens(checkpoint: Checkpoint, config: OmniConfig) -> SpecialTokens:
     """Ids from config.json; the end token from generation_config.json, for config.json's own are leftovers."""
-    stated = read_json_object(checkpoint.folder / "generation_config.json").get("eos_token_id")
+    path = checkpoint.folder / "generation_config.json"
+    stated = read_json_object(path).get("eos_token_id")
+    ends = tuple(end for end in (stated if isinstance(stated, list) else [stated]) if isinstance(end, int))
+    if not ends:
+        raise CheckpointError(f"{path} has eos_token_id {stated!r}, expected the id (or ids) that end an answer")
     audio, visual, video = config.audio_config, config.visual_config, config.video_config
     return SpecialTokens(
-        eos=tuple(stated) if isinstance(stated, list) else (stated,),  # type: ignore[arg-type]
+        eos=ends,
         audio_start=audio.audio_start_token_id,
         audio_end=audio.audio_end_token_id,
         audio_pad=audio.audio_pad_token_id,
