@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 
@@ -85,8 +85,7 @@ def writing(out: Path) -> Iterator[Path]:
     What a killed run left behind is removed by the next one; two at once are refused by a lock.
     """
     scratch, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / f".{out.name}.lock").open("w") as lock:
+    with _lock_file(out) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -105,6 +104,14 @@ def writing(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)
+
+
+def _lock_file(out: Path) -> TextIO:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return (out.parent / f".{out.name}.lock").open("w")
+    except OSError as error:
+        raise EdgeOmniError(f"nothing can be written beside {out}: {error.strerror}; name another folder") from None
 
 
 def _take_place(scratch: Path, out: Path, old: Path) -> None:

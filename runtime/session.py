@@ -204,7 +204,8 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
     assert options.prepack_cache is not None
     home = options.prepack_cache / cache_key(folder, graph, options.threads)
     if not home.exists():
-        _write_prepacked(folder, graph, options, home)
+        with suppress(OSError, BundleError):  # a full or read-only disk costs the copy, and no more than that
+            _write_prepacked(folder, graph, options, home)
         give_back_freed()
     if (home / "graph.onnx").is_file():  # else its copy cannot be used
         try:

@@ -327,6 +327,12 @@ def test_any_bytes_for_a_manifest_give_a_manifest_or_one_clear_error(data: st.Da
         assert str(error).strip()
 
 
+@pytest.mark.parametrize("out", ["/proc/nowhere/bundle", "/proc/bundle"])
+def test_a_folder_where_nothing_can_be_written_is_said(checkpoint: Path, out: str) -> None:
+    with pytest.raises(EdgeOmniError, match=f"nothing can be written beside {out}: .*; name another folder"):
+        export(checkpoint, Path(out))
+
+
 def test_a_checkpoint_that_states_no_end_of_answers_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, checkpoint)

@@ -168,6 +168,15 @@ def test_prepacked_weights_of_another_checkpoint_of_the_same_shape_are_not_taken
     assert len(keys) == 2
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(graphs: Graphs, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    hidden = np.ones((1, width(graphs.session("lm_head"))), np.float32)
+    plain = graphs.session("lm_head").run(hidden=hidden)["logits"]
+    for nowhere in (tmp_path / "file" / "cache", Path("/proc/nowhere")):
+        session = Session(graphs.folder, graphs.graphs["lm_head"], Options(prepack_cache=nowhere))
+        np.testing.assert_allclose(session.run(hidden=hidden)["logits"], plain, rtol=1e-6)
+
+
 def test_a_graph_that_is_no_onnx_file_says_what_to_do(graphs: Graphs, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="edgeomni verify"):
