@@ -10,6 +10,8 @@ from safetensors.numpy import load_file, save_file
 
 from export.parity.golden import Golden, Replayed
 from export.parity.replay import Parity, judge, parity
+from runtime.errors import EdgeOmniError
+from tests import tiny_llama
 from tests.tiny import GOLDEN, omni_bundle
 
 
@@ -74,3 +76,8 @@ def test_another_shape_is_said_and_never_passes() -> None:
     verdict = judge(Replayed("g/x", np.zeros((2, 3))), np.zeros((3, 2)))
     assert not verdict.passed
     assert "[2, 3]" in verdict.problem and "[3, 2]" in verdict.problem
+
+
+def test_a_text_model_is_refused_before_anything_is_replayed() -> None:
+    with pytest.raises(EdgeOmniError, match="family llama, which neither listens nor speaks"):
+        parity(tiny_llama.bundle(), GOLDEN)

@@ -11,6 +11,7 @@ from export.parity import audio_head, audio_in, llm, loop, speech_out, vision, v
 from export.parity.golden import Golden, Replayed
 from export.parity.graphs import Graphs
 from runtime.bundle import Manifest, read_bundle
+from runtime.errors import EdgeOmniError
 
 Replay = Callable[[Golden, Graphs, Manifest], Iterator[Replayed]]
 STAGES = (audio_in, vision, llm, audio_head, speech_out, vocoder, loop)
@@ -51,6 +52,11 @@ class Parity:
 def parity(bundle: Path, golden: Golden) -> Parity:
     """Replay every stage of `golden` through the graphs of `bundle` and the runtime's own preprocessing."""
     manifest = read_bundle(bundle)
+    if manifest.speech is None:
+        raise EdgeOmniError(
+            f"{bundle} is of the family {manifest.family}, which neither listens nor speaks; a golden set records an "
+            "omni model: give the bundle of the checkpoint that it was recorded from"
+        )
     graphs = Graphs(bundle, manifest.graphs)
     recorded = {f"{group}/{name}": array for group in groups(golden) for name, array in golden.arrays(group).items()}
     verdicts: dict[str, Verdict] = {}
