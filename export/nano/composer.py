@@ -81,8 +81,8 @@ def read_library(folder: Path, run: Path, names: tuple[str, ...]) -> Library:
 class Composer:
     """Draws training sequences of each kind."""
 
-    def __init__(self, library: Library, config: ModelConfig) -> None:
-        self.library, self.config = library, config
+    def __init__(self, stock: Library, config: ModelConfig) -> None:
+        self.stock, self.config = stock, config
         self.writer = Writer(CONFIG, config.codebook_sizes)
         self.split = read_split()
 
@@ -101,7 +101,7 @@ class Composer:
             case "follow":
                 self._follow(rng, sequence)
             case "noise":
-                self.writer.hear(sequence, rng.choice(self.library.noises).codes(rng))
+                self.writer.hear(sequence, rng.choice(self.stock.noises).codes(rng))
                 self.writer.answer(sequence, vocabulary.NOISE_MARKER)
             case "typed":
                 question, answer = self._typed(rng)
@@ -119,12 +119,12 @@ class Composer:
         return " " + text
 
     def _question(self, rng: Random, near: int) -> Coded:
-        questions = self.library.questions
+        questions = self.stock.questions
         return questions[min(near + rng.randrange(_LENGTH_SPREAD), len(questions) - 1)]
 
     def _transcribe(self, rng: Random, sequence: Sequence, near: int) -> Sequence:
         noise = rng.random() < 0.12
-        item = rng.choice(self.library.noises) if noise else self._question(rng, near)
+        item = rng.choice(self.stock.noises) if noise else self._question(rng, near)
         self.writer.text(sequence, vocabulary.TRANSCRIBE)
         self.writer.hear(sequence, item.codes(rng))
         words = vocabulary.NOISE_MARKER if noise else self._spaced(item.recording.clip.text)
@@ -132,7 +132,7 @@ class Composer:
         return sequence
 
     def _read(self, rng: Random, sequence: Sequence, near: int) -> Sequence:
-        item = rng.choice(self.library.target)
+        item = rng.choice(self.stock.target)
         # A person's text comes without the space in front.
         text = item.recording.clip.text if rng.random() < 0.7 else self._spaced(item.recording.clip.text)
         self.writer.text(sequence, text + "<audiogen_start_baichuan>")
@@ -141,7 +141,7 @@ class Composer:
         return sequence
 
     def _follow(self, rng: Random, sequence: Sequence) -> None:
-        first, then = rng.choice(self.library.pairs)
+        first, then = rng.choice(self.stock.pairs)
         self.writer.hear(sequence, first.codes(rng))
         self.writer.answer(sequence, self._spaced(first.recording.clip.answer), last=False)
         self.writer.text(sequence, "<C_Q>")
@@ -163,12 +163,12 @@ class Composer:
     def _reply(self, rng: Random, sequence: Sequence) -> None:
         """A question with a recorded answer, heard or typed; where none is found, a repetition."""
         for _ in range(20):
-            item = rng.choice(self.library.questions)
-            spoken = self.library.by_answer.get(item.recording.clip.answer)
+            item = rng.choice(self.stock.questions)
+            spoken = self.stock.by_answer.get(item.recording.clip.answer)
             if spoken:
                 break
         else:
-            item, spoken = None, [rng.choice(self.library.target)]
+            item, spoken = None, [rng.choice(self.stock.target)]
         answer = rng.choice(spoken)
         if item is not None and rng.random() < 0.8:
             self.writer.hear(sequence, item.codes(rng))
@@ -183,7 +183,7 @@ class Composer:
         picture = pictures.draw_picture(rng)
         choices = pictures.questions(picture)
         for _ in range(4 if aloud else 0):
-            if recorded := [pair for pair in choices if pair[1] in self.library.by_answer]:
+            if recorded := [pair for pair in choices if pair[1] in self.stock.by_answer]:
                 choices = recorded
                 break
             picture = pictures.draw_picture(rng)
@@ -192,18 +192,18 @@ class Composer:
         vision = self.config.vision
         rows = pictures.patches(picture.pixels, vision.image_mean, vision.image_std)
         self.writer.see(sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)
-        spoken = self.library.about_pictures.get(question)
+        spoken = self.stock.about_pictures.get(question)
         if spoken and rng.random() < 0.6:
             self.writer.hear(sequence, rng.choice(spoken).codes(rng))
         else:
             self.writer.text(sequence, question)
-        recordings = self.library.by_answer.get(answer, []) if aloud else []
+        recordings = self.stock.by_answer.get(answer, []) if aloud else []
         self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture
 
     def batch(self, rng: Random, mix: dict[str, int]) -> tuple[Batch, list[pictures.Picture]]:
         """A batch of the given kinds; its questions are of similar length."""
-        near = rng.randrange(max(1, len(self.library.questions) - _LENGTH_SPREAD))
+        near = rng.randrange(max(1, len(self.stock.questions) - _LENGTH_SPREAD))
         drawn = [self.draw(rng, kind, near) for kind, count in mix.items() for _ in range(count)]
         pad = self.writer.token(vocabulary.EOS)
         batch = collate([sequence for sequence, _ in drawn], pad, len(self.config.codebook_sizes))
