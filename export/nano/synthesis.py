@@ -56,15 +56,15 @@ PLANS: dict[str, Plan] = {
     "answers_heldout": Plan("piper", 400, "answers", heldout=True, seen_voices=True),
     "questions_piper": Plan("piper", 1600, "questions"),
     "test_espeak": Plan("espeak", 800, "questions", heldout=True),
-    "test_espeak_seen": Plan("espeak", 400, "questions", heldout=True, seen_voices=True),
-    "test_flite": Plan("flite", 400, "questions", heldout=True),
-    "test_festival": Plan("festival", 400, "questions", heldout=True),
+    "test_espeak_seen": Plan("espeak", 800, "questions", heldout=True, seen_voices=True),
+    "test_flite": Plan("flite", 800, "questions", heldout=True),
+    "test_festival": Plan("festival", 800, "questions", heldout=True),
     "other_talk": Plan("espeak", 1600, "other_talk"),
     "noises": Plan("espeak", 2800, "noises"),
     "test_other_talk": Plan("espeak", 400, "other_talk", heldout=True),
     "test_noises": Plan("espeak", 400, "noises", heldout=True),
     "questions_kokoro": Plan("kokoro", 800, "questions"),
-    "test_kokoro": Plan("kokoro", 400, "questions", heldout=True),
+    "test_kokoro": Plan("kokoro", 800, "questions", heldout=True),
 }
 
 
