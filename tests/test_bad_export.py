@@ -339,3 +339,23 @@ def test_a_checkpoint_that_states_no_end_of_answers_is_refused(tmp_path: Path) -
     (checkpoint / "generation_config.json").write_text('{"bos_token_id": 320}')
     with pytest.raises(CheckpointError, match=r"generation_config.json has eos_token_id None, expected the id"):
         plan(checkpoint, "cpu")
+
+
+def test_what_a_checkpoint_declares_of_itself_takes_the_place_of_the_familys_defaults(tmp_path: Path) -> None:
+    blueprint = plan(_declaring(tmp_path, {"not_addressed_token_id": 7, "sampling": {"text": {"greedy": True}}}), "cpu")
+    assert blueprint.blueprint.tokens.not_addressed == 7
+    assert blueprint.blueprint.generation.text.sampling.greedy
+    assert blueprint.blueprint.generation.text.max_new == plan(CHECKPOINT, "cpu").blueprint.generation.text.max_new
+
+
+def test_a_declaration_that_means_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"generation_config.json, edgeomni, .*\n.*sampling\.txt"):
+        plan(_declaring(tmp_path, {"sampling": {"txt": {"greedy": True}}}), "cpu")
+
+
+def _declaring(tmp_path: Path, declared: dict[str, object]) -> Path:
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(CHECKPOINT, checkpoint)
+    path = checkpoint / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "edgeomni": declared}))
+    return checkpoint

@@ -1,6 +1,11 @@
 """Baichuan-Omni-1.5 and its Base: where its parameters lie, how its prompts read, and how its answers are sampled."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked_dataclass
 
 from export.audio_decoder import audio_decoder, frames_short
 from export.audio_encoder import audio_encoder
@@ -72,6 +77,22 @@ GENERATION = GenerationDefaults(
 OVERLAP_SECONDS = 0.01  # cross-fade between the waves of two segments
 
 
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Declared:
+    """What a checkpoint says of itself under "edgeomni" in generation_config.json; the official ones say nothing."""
+
+    not_addressed_token_id: int | None = None  # it begins its answer with this when nobody spoke to it
+    sampling: dict[Literal["text", "first_text", "later_text", "audio", "transcribe"], Sampling] = Field(
+        default_factory=dict
+    )  # instead of the official demos' values, which suit the official codebooks
+
+    def generation(self) -> GenerationDefaults:
+        steps = {
+            name: replace(getattr(GENERATION, name), sampling=sampling) for name, sampling in self.sampling.items()
+        }
+        return replace(GENERATION, **steps)
+
+
 def recognises(checkpoint: Checkpoint) -> bool:
     return checkpoint.config.get("model_type") == "omni" and "audio_config" in checkpoint.config
 
@@ -118,7 +139,7 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
             f"{checkpoint.folder} has no vocoder: expected hift.pt or hift.safetensors beside the weights "
             "(the official repository keeps it under third_party; copy it here)"
         )
-    config, found = read_config(checkpoint), tensors(checkpoint)
+    config, found, declared = read_config(checkpoint), tensors(checkpoint), read_declared(checkpoint)
     return Blueprint(
         family=FAMILY.name,
         subgraphs=tuple(subgraphs(config, profile)),
@@ -128,15 +149,21 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         vocab_size=config.decoder.vocab_size,
         hidden_size=config.decoder.hidden_size,
         cache=cache_layout(config.decoder, profile),
-        tokens=special_tokens(checkpoint, config),
+        tokens=replace(special_tokens(checkpoint, config), not_addressed=declared.not_addressed_token_id),
         template=TEMPLATE,
-        generation=GENERATION,
+        generation=declared.generation(),
         audio=audio_front_end(config.audio_config),
         image=config.visual_config and vision_front_end(config.visual_config),
         video_frames=config.video_config and vision_front_end(config.video_config),
         video=config.video_config and video_rules(config.video_config),
         speech=speech_layout(config, found),
     )
+
+
+def read_declared(checkpoint: Checkpoint) -> Declared:
+    """The checkpoint's own settings; CheckpointError names what is wrong with them."""
+    path = checkpoint.folder / "generation_config.json"
+    return parse(Declared, read_json_object(path).get("edgeomni", {}), f"{path}, edgeomni,")
 
 
 def special_tokens(checkpoint: Checkpoint, config: OmniConfig) -> SpecialTokens:

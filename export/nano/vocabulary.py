@@ -150,9 +150,18 @@ def write_tokenizer(folder: Path) -> int:
     _write(
         folder / "special_tokens_map.json", {"additional_special_tokens": specials, "eos_token": EOS, "pad_token": EOS}
     )
-    _write(folder / "generation_config.json", {"bos_token_id": first, "eos_token_id": first, "max_new_tokens": 256})
+    _write(folder / "generation_config.json", generation_config(first, first + ADDED.index(NOISE_MARKER)))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8")
     return len(tokens)
+
+
+def generation_config(end: int, noise_marker: int) -> dict[str, Any]:
+    """The likeliest token always: a closed world has one right answer. Codebooks this small need their codes again and
+    again, so a penalty for repeating them, as the official demo has, would spoil the sound."""
+    words = dict.fromkeys(("text", "first_text", "later_text", "transcribe"), {"greedy": True})
+    audio = {"temperature": 0.5, "top_k": 5, "top_p": 0.85}
+    own = {"not_addressed_token_id": noise_marker, "sampling": {**words, "audio": audio}}
+    return {"bos_token_id": end, "eos_token_id": end, "max_new_tokens": 256, "edgeomni": own}
 
 
 def _write(path: Path, value: Any) -> None:
