@@ -158,7 +158,7 @@ def write_tokenizer(folder: Path) -> int:
 def generation_config(end: int, noise_marker: int) -> dict[str, Any]:
     """The likeliest token always: a closed world has one right answer. Codebooks this small need their codes again and
     again, so a penalty for repeating them, as the official demo has, would spoil the sound."""
-    words = dict.fromkeys(("text", "first_text", "later_text", "transcribe"), {"greedy": True})
+    words = {step: {"greedy": True} for step in ("text", "first_text", "later_text", "transcribe")}
     audio = {"temperature": 0.5, "top_k": 5, "top_p": 0.85}
     own = {"not_addressed_token_id": noise_marker, "sampling": {**words, "audio": audio}}
     return {"bos_token_id": end, "eos_token_id": end, "max_new_tokens": 256, "edgeomni": own}
