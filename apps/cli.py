@@ -16,7 +16,7 @@ from runtime.errors import EdgeOmniError
 EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "camera",
-    "scipy": "compare",
+    **dict.fromkeys(("scipy", "jiwer"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
 

@@ -8,19 +8,18 @@ from numpy.typing import NDArray
 
 from quant.defects import clicks, degeneracies, log_mel_distance, silence
 from quant.metrics import (
-    contains_answer,
     detectable_loss,
     mcnemar,
     paired_interval,
     proportion_interval,
     ratio_of_sums,
     unseen_share,
-    word_errors,
 )
 from quant.observe import Answer
 from quant.record import GraphCost, Side
 from quant.stretch import Stretch, joined
 from quant.turn import Turn
+from quant.wer import contains_answer, word_errors
 
 Floats = NDArray[np.float64]
 
@@ -167,7 +166,7 @@ def answer_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]
     """Free-running answers: how many are the same, and right."""
     yield _share("answers.exact", [r.exact for r in results])
     edits = [word_errors(r.reference.text, r.candidate.text) for r in results]
-    columns = ([e for e, _ in edits], [n for _, n in edits])
+    columns = ([e.total for e in edits], [e.count for e in edits])
     if sum(columns[1]):
         yield _over_turns("answers.wer", ratio_of_sums, columns, len(results), seed)
     added = sum(bool(r.defects[1]) for r in results) - sum(bool(r.defects[0]) for r in results)

@@ -1,7 +1,5 @@
-"""How far two arrays, distributions, texts or lists of right and wrong answers lie apart: pure functions."""
+"""How far two arrays, distributions or lists of right and wrong answers lie apart: pure functions."""
 
-import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +10,6 @@ from scipy import stats
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-# Scripts that are written without spaces: each character counts as a word.
-_CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORDS = re.compile(f"[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+")
 
 
 # Tensors
@@ -129,49 +124,6 @@ def rms_delta_p(ref_logp: Floats, cand_logp: Floats) -> float:
 def perplexity(logp: Floats) -> float:
     """exp(-mean) of the log-probabilities [n] of the tokens that were taken."""
     return float(np.exp(-np.mean(logp)))
-
-
-# Texts
-
-
-def normalised(text: str) -> str:
-    """NFKC, lower case, every punctuation mark and symbol a space, runs of space one space; apostrophes vanish."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("'", "").replace("\u2019", "")
-    plain = "".join(" " if unicodedata.category(mark)[0] in "PS" else mark for mark in folded)
-    return " ".join(plain.split())
-
-
-def words(text: str) -> list[str]:
-    """Words of a normalised text; a Chinese or Japanese character is a word (mixed error rate)."""
-    return _WORDS.findall(normalised(text))
-
-
-def edit_distance(ref: Sequence[object], cand: Sequence[object]) -> int:
-    """Fewest insertions, deletions and substitutions that turn one sequence into the other (Levenshtein 1966)."""
-    row = list(range(len(cand) + 1))
-    for done, wanted in enumerate(ref, 1):
-        before, row[0] = row[0], done
-        for place, found in enumerate(cand, 1):
-            before, row[place] = row[place], min(row[place] + 1, row[place - 1] + 1, before + (wanted != found))
-    return row[-1]
-
-
-def word_errors(ref: str, cand: str) -> tuple[int, int]:
-    """Edits between the `words` of two texts, and how many the reference has: WER is the one over the other."""
-    wanted = words(ref)
-    return edit_distance(wanted, words(cand)), len(wanted)
-
-
-def character_errors(ref: str, cand: str) -> tuple[int, int]:
-    """Edits between the characters of two normalised texts, spaces left out, and how many the reference has."""
-    wanted, found = (normalised(text).replace(" ", "") for text in (ref, cand))
-    return edit_distance(wanted, found), len(wanted)
-
-
-def contains_answer(text: str, answer: str) -> bool:
-    """Whether the words of `answer` stand in a row in the text, both normalised."""
-    found, wanted = words(text), words(answer)
-    return any(found[start : start + len(wanted)] == wanted for start in range(len(found) - len(wanted) + 1))
 
 
 # Paired statistics

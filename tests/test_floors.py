@@ -15,7 +15,8 @@ FLOORS = ("export", "quant", "runtime", "apps", "tests")
 # Of ours: a whole floor, or single modules of it.
 OURS = {
     "export/parity": {"export", "runtime"},  # replays the runtime's own preprocessing and loops
-    "export": {"export", "runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.session"},
+    "export": {"export", "runtime.session"}
+    | {"runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.float_bundle"},
     "quant": {"quant", "runtime"},
     "runtime": {"runtime"},
     "apps": {"apps", "export", "quant", "runtime"},
@@ -34,6 +35,7 @@ ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
     ("quant", "onnx_ir"): {"quant/rewrite.py", "quant/taps.py"},
+    ("quant", "jiwer"): {"quant/wer.py"},
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
