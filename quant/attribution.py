@@ -1,14 +1,16 @@
 """Which graph loses what: the reference with one graph of the candidate at a time, along the reference's answers."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 
 from quant.defects import log_mel_distance
 from quant.observe import Observed
-from quant.record import Recorded, Reference
+from quant.record import Recorded
 from quant.stretch import Stretch, by_name, stretches_of
+from quant.turn import Turn
 
 
 @dataclass(frozen=True)
@@ -26,34 +28,35 @@ class Swap:
         return max(self.text_kl or 0.0, self.codes_kl or 0.0), self.log_mel or 0.0
 
 
-class Attribution:
-    """Collects what each swap costs, turn by turn."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One turn with one graph swapped; the distance of the sounds is NaN where nothing is heard."""
 
-    def __init__(self, reference: Reference, candidate: Observed, turns: int):
-        self.reference, self.turns = reference, turns
-        self.swapped = swaps_of(reference.engine, candidate) if turns else {}
-        self._stretches: dict[str, list[dict[str, Stretch]]] = {name: [] for name in self.swapped}
-        self._distances: dict[str, list[float]] = {name: [] for name in self.swapped}
+    stretches: dict[str, Stretch]
+    log_mel: float
 
-    def add(self, index: int, recorded: Recorded) -> None:
-        """Swap every graph that has a part in turn number `index`, if it is one of the first `turns`."""
-        original = self.reference.engine
-        if original is None or index >= self.turns:
-            return
-        turn, steps = self.reference.turns[index], recorded.answer.steps
-        for name in self.swapped.keys() & original.opened().keys():
-            engine = self.swapped[name]
-            followed = engine.follow(engine.prompt(turn), steps)
-            self._stretches[name].append(by_name(stretches_of(recorded, followed)))
-            speech = engine.manifest.speech
-            if speech is not None and len(recorded.answer.wave):
-                sound = engine.sound(steps)
-                self._distances[name].append(log_mel_distance(recorded.answer.wave, sound, speech.sampling_rate))
 
-    def swaps(self) -> tuple[Swap, ...]:
-        """One for each graph that had a part in a turn, the costliest first."""
-        found = [summed(name, turns, self._distances[name]) for name, turns in self._stretches.items() if turns]
-        return tuple(sorted(found, key=lambda swap: swap.weight, reverse=True))
+Swaps = dict[str, Trial]  # by graph
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """The reference with one graph of the candidate in its place, for each that differs."""
+
+    engines: dict[str, Observed]
+
+    def swaps(self, turn: Turn, recorded: Recorded, used: AbstractSet[str]) -> Swaps:
+        """Swap every graph that has a part in the turn: those in `used`."""
+        return {name: trial(engine, turn, recorded) for name, engine in self.engines.items() if name in used}
+
+
+def trial(engine: Observed, turn: Turn, recorded: Recorded) -> Trial:
+    steps, wave, speech = recorded.answer.steps, recorded.answer.wave, engine.manifest.speech
+    followed = engine.follow(engine.prompt(turn), steps)
+    stretches = by_name(stretches_of(recorded, followed))
+    if speech is None or not len(wave):
+        return Trial(stretches, float("nan"))
+    return Trial(stretches, log_mel_distance(wave, engine.sound(steps), speech.sampling_rate))
 
 
 def swaps_of(reference: Observed | None, candidate: Observed) -> dict[str, Observed]:
@@ -71,11 +74,19 @@ def swaps_of(reference: Observed | None, candidate: Observed) -> dict[str, Obser
     return found
 
 
-def summed(name: str, turns: Sequence[dict[str, Stretch]], distances: Sequence[float]) -> Swap:
+def summed(turns: Sequence[Swaps]) -> tuple[Swap, ...]:
+    """One for each graph that had a part in a turn, the costliest first."""
+    names = dict.fromkeys(name for swaps in turns for name in swaps)
+    found = [_swap(name, [swaps[name] for swaps in turns if name in swaps]) for name in names]
+    return tuple(sorted(found, key=lambda swap: swap.weight, reverse=True))
+
+
+def _swap(name: str, trials: Sequence[Trial]) -> Swap:
     """Means over all choices of all turns."""
-    text = [s.kl for turn in turns for stream, s in turn.items() if stream == "text"]
-    codes = [s.kl for turn in turns for stream, s in turn.items() if stream != "text"]
-    return Swap(name, _mean(text), _mean(codes), float(np.mean(distances)) if distances else None)
+    text = [s.kl for trial in trials for stream, s in trial.stretches.items() if stream == "text"]
+    codes = [s.kl for trial in trials for stream, s in trial.stretches.items() if stream != "text"]
+    heard = [trial.log_mel for trial in trials if not np.isnan(trial.log_mel)]
+    return Swap(name, _mean(text), _mean(codes), float(np.mean(heard)) if heard else None)
 
 
 def _mean(parts: Sequence[np.ndarray]) -> float | None:

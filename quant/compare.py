@@ -1,11 +1,12 @@
 """Two bundles, the same turns: graph by graph, choice by choice, answer by answer, and which graph lost it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from quant.attribution import Attribution, Swap
+from quant.attribution import Swap, summed
+from quant.each_turn import Pair, Progress, Spread, serially
 from quant.figures import (
     Figure,
     TurnResult,
@@ -19,15 +20,13 @@ from quant.figures import (
     weight_figures,
 )
 from quant.gates import Gate, Judged, judge
-from quant.metrics import agreement, cosine, max_abs, non_finite, sqnr
+from quant.metrics import cosine, max_abs, non_finite, sqnr
 from quant.observe import Observed
-from quant.record import Recorded, Reference, Sample, Side, run_sample, side
-from quant.stretch import by_name, same_frames, stretches_of
+from quant.record import Reference, Sample, Side, run_sample, side
 from runtime.errors import EdgeOmniError
 
 SWAP_TURNS = 8
 MARGIN = 0.02
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -86,20 +85,18 @@ def compare(
     swap_turns: int = SWAP_TURNS,
     margin: float = MARGIN,
     progress: Progress = lambda text: None,
+    spread: Spread = serially,
 ) -> Comparison:
     """Measure what `candidate` loses against `reference` on the reference's turns.
 
     Both follow the reference's answers; what was heard and seen goes through each one's own encoders. `swap_turns`
-    is how many turns each graph is swapped for. EdgeOmniError where the two are of different families or tokenizers.
+    is how many turns each graph is swapped for, `spread` who does the turns. EdgeOmniError where the two are of
+    different families or tokenizers.
     """
     ours, theirs = reference.side, side(candidate.folder, candidate.whole)
     refuse_unlike(ours, theirs)
-    results, attribution = [], Attribution(reference, candidate, swap_turns)
-    for index in range(len(reference.turns)):
-        progress(f"turn {index + 1} of {len(reference.turns)}")
-        recorded = reference.recorded(index)
-        results.append(one_turn(candidate, reference, index, recorded))
-        attribution.add(index, recorded)
+    works = [*spread(Pair(reference, candidate, swap_turns), progress)]
+    results = [work.result for work in works]
     tensors = tuple(tensor_errors(reference.samples(), candidate))
     figures = [*all_figures(ours, theirs, results, tensors, reference.limits.seed)]
     if reference.engine is not None:
@@ -114,7 +111,7 @@ def compare(
         results=tuple(results),
         figures=tuple(figures),
         tensors=tensors,
-        swaps=attribution.swaps(),
+        swaps=summed([work.swaps for work in works]),
         gates=judge(gates, figures),
     )
 
@@ -134,32 +131,6 @@ def refuse_unlike(ours: Side, theirs: Side) -> None:
         raise EdgeOmniError(
             f"{ours.path} and {theirs.path} cannot be compared:\n{lines}\ncompare bundles of one checkpoint"
         )
-
-
-def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Recorded) -> TurnResult:
-    """The candidate along the reference's answer, and then by itself."""
-    turn, speech = reference.turns[index], candidate.manifest.speech
-    prompt = candidate.prompt(turn)
-    followed = candidate.follow(prompt, recorded.answer.steps)
-    steps = stretches_of(recorded, followed)
-    answer = candidate.answer(prompt, turn.spoken)
-    audible = turn.spoken and any(step.kind == "audio" for step in recorded.answer.steps)
-    return TurnResult(
-        turn=turn,
-        reference=recorded.answer,
-        candidate=answer,
-        stretches=by_name(steps),
-        frames=same_frames(steps),
-        heard=agreement(recorded.heard, prompt.codes) if len(recorded.heard) else np.empty(0),
-        same_wave=candidate.sound(recorded.answer.steps) if audible else np.empty(0, np.float32),
-        prefill=(recorded.prefill / recorded.prompt_positions, followed.prefill / followed.prompt_positions),
-        decode=(_median(recorded.token_seconds), _median(followed.token_seconds)),
-        rate=speech.sampling_rate if audible and speech else 0,
-    )
-
-
-def _median(seconds: Sequence[float]) -> float:
-    return float(np.median(seconds)) if seconds else 0.0
 
 
 def tensor_errors(samples: Sequence[Sample], candidate: Observed) -> list[TensorError]:

@@ -110,6 +110,7 @@ class Observed(Engine):
         self.limits, self.whole = limits, self.manifest
         self.manifest = limits.of(self.whole)
         self.swapped: dict[str, Observed] = {}
+        self.used: set[str] = set()  # graphs that were asked for since `forget`
 
     def with_graphs(self, other: "Observed", names: Iterable[str]) -> "Observed":
         """The same engine with some graphs of another bundle in the place of its own; sessions are shared."""
@@ -120,13 +121,22 @@ class Observed(Engine):
     def session(self, name: str) -> Session:
         if name in self.swapped:
             return self.swapped[name].session(name)
+        self.used.add(name)
         if name in self.manifest.graphs and name not in self._sessions:
             self._sessions[name] = self._tapped() if name == HEAD else self._watched(name)
         return super().session(name)
 
-    def opened(self) -> dict[str, Session]:
-        """The graphs that have been used so far, those that were swapped in left out."""
-        return dict(self._sessions)
+    def forget(self) -> None:
+        """Let `used` and `kept` tell of what runs from now on."""
+        self.used.clear()
+        for session in self._sessions.values():
+            if isinstance(session, Watched):
+                session.kept.clear()
+
+    def kept(self) -> dict[str, list[Feeds]]:
+        """What the first runs since `forget` were given, by graph; the decoder's, which are bound, left out."""
+        watched = {name: session for name, session in self._sessions.items() if isinstance(session, Watched)}
+        return {name: list(session.kept) for name, session in watched.items() if session.kept and name != "decoder"}
 
     def _watched(self, name: str) -> Session:
         return Watched(self.folder, self.manifest.graphs[name], self.options)

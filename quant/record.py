@@ -11,7 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from quant.metrics import Top, log_softmax, top
-from quant.observe import HEAD, Answer, Feeds, Limits, Observed, Taken, Watched
+from quant.observe import HEAD, KEPT, Answer, Feeds, Limits, Observed, Taken
 from quant.turn import Turn
 from runtime.bundle import MANIFEST, Manifest, sha256_of
 from runtime.prompt import Prompt
@@ -89,6 +89,9 @@ class Sample:
     outputs: Feeds
 
 
+Fed = dict[str, list[tuple[int, int, Feeds]]]  # by graph: turn, run, and what it was given in it
+
+
 class Reference(Protocol):
     """What a candidate is compared with."""
 
@@ -110,19 +113,27 @@ class Live:
         self.turns, self.k, self.limits = tuple(turns), k, engine.limits
         self.side = side(engine.folder, engine.whole)
         self._asked = engine
+        self.fed: Fed = {}
 
     def recorded(self, index: int) -> Recorded:
         turn = self.turns[index]
+        self._asked.forget()
         prompt = self._asked.prompt(turn)
         answer = self._asked.answer(prompt, turn.spoken)
-        return record_turn(self._asked, prompt, answer, self.k)
+        found = record_turn(self._asked, prompt, answer, self.k)
+        self.merge({name: [(index, run, fed) for run, fed in enumerate(k)] for name, k in self._asked.kept().items()})
+        return found
+
+    def merge(self, fed: Fed) -> None:
+        """Add what graphs were given in other turns, of which the first few are kept."""
+        for name, runs in fed.items():
+            self.fed[name] = sorted([*self.fed.get(name, []), *runs], key=lambda run: run[:2])[:KEPT]
 
     def samples(self) -> list[Sample]:
-        """First runs of each graph that has run by now; the decoder's is the first turn's prompt, on an empty cache."""
+        """First runs of each graph in the turns so far; the decoder's is the first turn's prompt, on an empty cache."""
         engine = self._asked
-        kept = {name: s.kept for name, s in engine.opened().items() if isinstance(s, Watched) and name != "decoder"}
         rows = engine.context().embed(engine.prompt(self.turns[0]))
-        feeds = [(name, feed) for name, runs in kept.items() for feed in tuple(runs)]
+        feeds = [(name, feed) for name in sorted(self.fed) for _, _, feed in self.fed[name]]
         feeds.append(("decoder", {"inputs_embeds": rows[None]}))
         return [sample(engine, name, feed) for name, feed in feeds]
 

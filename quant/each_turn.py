@@ -1,0 +1,83 @@
+"""The work of a comparison that one turn is: a pure function of two bundles and a number, done here or elsewhere."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from quant.attribution import Swapped, Swaps, swaps_of
+from quant.figures import TurnResult
+from quant.metrics import agreement
+from quant.observe import Observed
+from quant.record import Recorded, Reference
+from quant.stretch import by_name, same_frames, stretches_of
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What one turn gave."""
+
+    result: TurnResult
+    swaps: Swaps
+
+
+@dataclass(eq=False)
+class Pair:
+    """Reference and candidate, open. Each of the first `swap_turns` turns is also tried with one graph swapped."""
+
+    reference: Reference
+    candidate: Observed
+    swap_turns: int
+
+    def work(self, index: int) -> Work:
+        """Turn number `index`. Nothing but the times depends on the turns before, so that any process may do it."""
+        recorded, engine = self.reference.recorded(index), self.reference.engine
+        used = frozenset(engine.used) if engine else frozenset()
+        result = one_turn(self.candidate, self.reference, index, recorded)
+        if index >= self.swap_turns:
+            return Work(result, {})
+        return Work(result, self._swapped.swaps(self.reference.turns[index], recorded, used))
+
+    @cached_property
+    def _swapped(self) -> Swapped:
+        return Swapped(swaps_of(self.reference.engine, self.candidate))
+
+
+Spread = Callable[[Pair, Progress], Iterable[Work]]
+
+
+def serially(pair: Pair, progress: Progress) -> Iterable[Work]:
+    """One turn after the other, in this process."""
+    count = len(pair.reference.turns)
+    for index in range(count):
+        progress(f"turn {index + 1} of {count}")
+        yield pair.work(index)
+
+
+def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Recorded) -> TurnResult:
+    """The candidate along the reference's answer, and then by itself."""
+    turn, speech = reference.turns[index], candidate.manifest.speech
+    prompt = candidate.prompt(turn)
+    followed = candidate.follow(prompt, recorded.answer.steps)
+    steps = stretches_of(recorded, followed)
+    answer = candidate.answer(prompt, turn.spoken)
+    audible = turn.spoken and any(step.kind == "audio" for step in recorded.answer.steps)
+    return TurnResult(
+        turn=turn,
+        reference=recorded.answer,
+        candidate=answer,
+        stretches=by_name(steps),
+        frames=same_frames(steps),
+        heard=agreement(recorded.heard, prompt.codes) if len(recorded.heard) else np.empty(0),
+        same_wave=candidate.sound(recorded.answer.steps) if audible else np.empty(0, np.float32),
+        prefill=(recorded.prefill / recorded.prompt_positions, followed.prefill / followed.prompt_positions),
+        decode=(_median(recorded.token_seconds), _median(followed.token_seconds)),
+        rate=speech.sampling_rate if audible and speech else 0,
+    )
+
+
+def _median(seconds: Sequence[float]) -> float:
+    return float(np.median(seconds)) if seconds else 0.0
