@@ -35,6 +35,7 @@ ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
     ("quant", "onnx_ir"): {"quant/rewrite.py", "quant/taps.py"},
+    ("quant", "faster_whisper"): {"quant/recognise.py"},
     ("quant", "jiwer"): {"quant/wer.py"},
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},

@@ -1,6 +1,5 @@
 """A recording of read speech: the front end and the encoder take it at any length, rate, layout and format."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import soundfile
 from runtime.audio import lengths, load_mono, resample, segments
 from runtime.engine import Engine
 from runtime.errors import MediaError
+from tests.recording import beckett
 from tests.tiny import omni_bundle
 
 
@@ -20,10 +20,7 @@ def engine() -> Engine:
 
 @pytest.fixture(scope="module")
 def speech() -> np.ndarray:
-    """Read speech, float32 [n] at 16 kHz; the package is installed for this file alone and never imported."""
-    spec = importlib.util.find_spec("moonshine_onnx")
-    assert spec is not None and spec.origin is not None, "run make test, which installs the recording"
-    return load_mono(Path(spec.origin).parent / "assets" / "beckett.wav", 16000)
+    return beckett(16000)
 
 
 def lasting(speech: np.ndarray, seconds: float) -> np.ndarray:
