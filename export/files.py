@@ -51,6 +51,22 @@ def read_bytes(path: Path, offset: int, nbytes: int) -> np.ndarray:
     return data
 
 
+def read_strips(path: Path, offset: int, nbytes: int, stride: int, count: int) -> np.ndarray:
+    """`count` strips of `nbytes` bytes, the first at `offset` and each `stride` after the one before, in a row.
+
+    Raises CheckpointError if the file holds fewer, which means that it changed after it was opened.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            strips = [os.pread(file.fileno(), nbytes, offset + index * stride) for index in range(count)]
+    except OSError as error:
+        raise CheckpointError(f"{path.name!r} can no longer be read: {error}") from None
+    data = np.frombuffer(b"".join(strips), np.uint8)
+    if data.size != nbytes * count:
+        raise CheckpointError(f"{path.name!r} changed while it was in use: {data.size} bytes found at {offset}")
+    return data
+
+
 def read_json(path: Path) -> Any:
     """The file's JSON, with CheckpointError for what is too large, malformed or says a key twice."""
     size = file_size(path)

@@ -11,9 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from export.files import read_bytes
-from export.ggml_blocks import BLOCK, dequantize_q4_0, dequantize_q4_1, dequantize_q8_0
+from export import ggml_blocks
+from export.files import read_bytes, read_strips
+from export.ggml_blocks import BLOCK, SUPER, AsIntegers
 from runtime.errors import CheckpointError
+from runtime.integers import Form, Quantized, dequantize
 
 MAX_BYTES = 2**63 - 1  # numpy's own limit on an array
 MAX_DIMS = 64  # likewise
@@ -27,6 +29,7 @@ class StoredType:
     block: int
     block_bytes: int
     dequantize: Callable[[np.ndarray], np.ndarray] | None = None  # uint8 [n, block_bytes] -> float32 [n, block]
+    as_integers: AsIntegers | None = None  # in its stead, where that is without loss
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a contiguous tensor; CheckpointError if its rows are not whole blocks or it is too large."""
@@ -39,13 +42,23 @@ class StoredType:
 
     def decode(self, stored: np.ndarray) -> np.ndarray:
         """uint8 [nbytes] of whole blocks -> values [n]; a view of the same bytes unless they are quantized."""
-        if self.dequantize is None:
-            return stored.view(self.dtype)
-        return self.dequantize(stored.reshape(-1, self.block_bytes)).reshape(-1)
+        if self.as_integers is not None:
+            return dequantize(self.as_integers.integers(stored.reshape(-1, self.block_bytes), self.block)).reshape(-1)
+        if self.dequantize is not None:
+            return self.dequantize(stored.reshape(-1, self.block_bytes)).reshape(-1)
+        return stored.view(self.dtype)
 
 
 def _plain(dtype: Any) -> StoredType:
     return StoredType(np.dtype(dtype), 1, np.dtype(dtype).itemsize)
+
+
+def _integers(block: int, block_bytes: int, split: AsIntegers) -> StoredType:
+    return StoredType(np.dtype(np.float32), block, block_bytes, as_integers=split)
+
+
+def _floats(block: int, block_bytes: int, dequantize: Callable[[np.ndarray], np.ndarray]) -> StoredType:
+    return StoredType(np.dtype(np.float32), block, block_bytes, dequantize)
 
 
 STORED_TYPES = {
@@ -59,9 +72,14 @@ STORED_TYPES = {
     "I8": _plain(np.int8),
     "U8": _plain(np.uint8),
     "BOOL": _plain(np.bool_),
-    "Q4_0": StoredType(np.dtype(np.float32), BLOCK, 18, dequantize_q4_0),
-    "Q4_1": StoredType(np.dtype(np.float32), BLOCK, 20, dequantize_q4_1),
-    "Q8_0": StoredType(np.dtype(np.float32), BLOCK, 34, dequantize_q8_0),
+    "Q4_0": _integers(BLOCK, 18, AsIntegers(4, 32, ggml_blocks.split_q4_0)),
+    "Q5_0": _integers(BLOCK, 22, AsIntegers(8, 32, ggml_blocks.split_q5_0)),
+    "Q8_0": _integers(BLOCK, 34, AsIntegers(8, 32, ggml_blocks.split_q8_0)),
+    "Q6_K": _integers(SUPER, 210, AsIntegers(8, 16, ggml_blocks.split_q6_k)),
+    "Q4_1": _floats(BLOCK, 20, ggml_blocks.dequantize_q4_1),
+    "Q5_1": _floats(BLOCK, 24, ggml_blocks.dequantize_q5_1),
+    "Q4_K": _floats(SUPER, 144, ggml_blocks.dequantize_q4_k),
+    "Q5_K": _floats(SUPER, 176, ggml_blocks.dequantize_q5_k),
 }
 
 
@@ -110,6 +128,36 @@ class LazyTensor:
             return replace(self, shape=shape, offset=self.offset + skipped, nbytes=nbytes).read()
         row = math.prod(self.shape[1:])
         return self._read_values(start * row, stop * row).reshape(shape)
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        """Columns `start` to `stop` of a matrix whose values lie plainly in row-major order, [shape[0], stop - start].
+
+        Reads only their bytes, unless they are most of them. Raises ValueError unless 0 <= start <= stop <= shape[1].
+        """
+        rows, width = self.shape
+        if not 0 <= start <= stop <= width:
+            raise ValueError(f"columns {start}..{stop} of {self.key!r} with shape {self.shape}")
+        if 2 * (stop - start) > width:
+            return self.read()[:, start:stop]
+        size = STORED_TYPES[self.dtype].block_bytes
+        strips = read_strips(self.file, self.offset + start * size, (stop - start) * size, width * size, rows)
+        return STORED_TYPES[self.dtype].decode(strips).reshape(rows, stop - start)
+
+    def form(self) -> Form | None:
+        """How this matrix is stored as integers; None if it is not, or in a way that ONNX Runtime does not know."""
+        stored = STORED_TYPES[self.dtype].as_integers
+        if stored is None or len(self.shape) != 2:
+            return None
+        return Form(stored.bits, stored.group_size, symmetric=True)
+
+    def integers(self, start: int, stop: int) -> Quantized:
+        """Rows `start` to `stop` of a matrix that has a form, in that form; only their bytes are read."""
+        stored = STORED_TYPES[self.dtype]
+        if stored.as_integers is None:
+            raise ValueError(f"{self.key!r} is {self.dtype}, which is not stored as integers")
+        row = stored.nbytes(self.shape[1:])
+        blocks = read_bytes(self.file, self.offset + start * row, (stop - start) * row)
+        return stored.as_integers.integers(blocks.reshape(-1, stored.block_bytes), self.shape[1])
 
     def _read_values(self, start: int, stop: int) -> np.ndarray:
         """Values start..stop of the flattened tensor; of a block that is needed in part the whole is read."""

@@ -17,7 +17,7 @@ from export.lazy_tensor import STORED_TYPES, LazyTensor, checked_shape, is_size,
 from export.problems import gathering, listed, refuse
 from runtime.errors import CheckpointError
 
-DTYPES = tuple(name for name, stored in STORED_TYPES.items() if stored.dequantize is None)
+DTYPES = tuple(name for name, stored in STORED_TYPES.items() if stored.block == 1)
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 

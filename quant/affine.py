@@ -1,30 +1,11 @@
 """A matrix as small integers and back: value = (code - zero) * scale, one scale for each group of columns of a row."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.floating]
-Codes = NDArray[np.uint8]
+from runtime.integers import Codes, Floats, Quantized, dequantize, middle
 
-
-@dataclass(frozen=True)
-class Quantized:
-    """A matrix [rows, columns]: codes uint8 of the same shape, each below 2^bits; scales [rows, columns / group].
-
-    zeros are uint8 of the scales' shape, or None: then the zero is the middle, 2^(bits - 1). Rows are independent.
-    """
-
-    codes: Codes
-    scales: Floats
-    zeros: Codes | None
-    bits: int
-
-
-def middle(bits: int) -> int:
-    """The code of 0 where no zeros are stored; codes then stand for -middle .. middle - 1."""
-    return 1 << (bits - 1)
+__all__ = ["Codes", "Floats", "Quantized", "dequantize", "grouped", "middle", "quantize", "reciprocal"]
 
 
 def quantize(weight: Floats, scales: Floats, zeros: Codes | None, bits: int) -> Quantized:
@@ -33,13 +14,6 @@ def quantize(weight: Floats, scales: Floats, zeros: Codes | None, bits: int) -> 
     zero = middle(bits) if zeros is None else zeros[..., None].astype(np.float32)
     codes = np.clip(np.rint(groups * reciprocal(scales)[..., None]) + zero, 0, 2**bits - 1)
     return Quantized(codes.astype(np.uint8).reshape(weight.shape), scales, zeros, bits)
-
-
-def dequantize(matrix: Quantized) -> NDArray[np.float32]:
-    """The values [rows, columns] that the codes stand for."""
-    groups = grouped(matrix.codes, matrix.scales.shape[1])
-    zero = middle(matrix.bits) if matrix.zeros is None else matrix.zeros[..., None].astype(np.float32)
-    return ((groups - zero) * matrix.scales[..., None].astype(np.float32)).reshape(matrix.codes.shape)
 
 
 def grouped(matrix: NDArray, groups: int) -> NDArray[np.float32]:

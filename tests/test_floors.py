@@ -16,7 +16,7 @@ FLOORS = ("export", "quant", "runtime", "apps", "tests")
 OURS = {
     "export/parity": {"export", "runtime"},  # replays the runtime's own preprocessing and loops
     "export": {"export", "runtime.session"}
-    | {"runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.float_bundle"},
+    | {"runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.float_bundle", "runtime.integers"},
     "quant": {"quant", "runtime"},
     "runtime": {"runtime"},
     "apps": {"apps", "export", "quant", "runtime"},

@@ -16,10 +16,19 @@ from hypothesis import strategies as st
 from export.checkpoint import open_checkpoint
 from export.gguf_file import GGML_TYPES, read_gguf
 from export.lazy_tensor import STORED_TYPES
+from runtime import integers
 from runtime.errors import CheckpointError
+from runtime.integers import Form
 
 U32, STRING, ARRAY = 4, 8, 9
-F32, F16, Q4_0, Q4_1, Q8_0, Q6_K = 0, 1, 2, 3, 8, 14
+F32, F16, Q4_0, Q4_1, Q8_0, Q2_K = 0, 1, 2, 3, 8, 10
+
+FORMS = {
+    "Q4_0": Form(4, 32, symmetric=True),
+    "Q5_0": Form(8, 32, symmetric=True),
+    "Q8_0": Form(8, 32, symmetric=True),
+    "Q6_K": Form(8, 16, symmetric=True),
+}
 
 
 def string(text: str | bytes) -> bytes:
@@ -83,6 +92,15 @@ def blocks(name: str, shape: tuple[int, ...]) -> bytes:
     return quantize(values, GGMLQuantizationType[name]).tobytes()
 
 
+def random_blocks(name: str, values: int) -> bytes:
+    """Any bytes, but scales and minima that are finite."""
+    kind = STORED_TYPES[name]
+    data = np.random.default_rng(3).integers(0, 256, (values // kind.block, kind.block_bytes), np.uint8)
+    at = kind.block_bytes - 2 if name == "Q6_K" else 0
+    data[:, at + 1] &= 0x3B
+    return data.tobytes()
+
+
 def f32(name: str = "t", count: int = 2) -> Tensor:
     return Tensor(name, [count], F32, np.arange(count, dtype=np.float32).tobytes())
 
@@ -131,7 +149,7 @@ def test_shapes_are_in_numpy_order_and_data_is_aligned(tmp_path: Path, version: 
     np.testing.assert_array_equal(file.tensors["vector"].read(), [0, 1])
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q8_0"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
 def test_blocks_dequantize_bit_by_bit_as_the_gguf_package_does(tmp_path: Path, name: str) -> None:
     shape = (6, 96)
     stored, kind = blocks(name, shape), GGMLQuantizationType[name]
@@ -146,12 +164,34 @@ def test_blocks_dequantize_bit_by_bit_as_the_gguf_package_does(tmp_path: Path, n
 
 def test_any_bytes_dequantize_as_the_gguf_package_does(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    for name in ("Q4_0", "Q4_1", "Q8_0"):
+    for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"):
         stored = STORED_TYPES[name]
         data = rng.integers(0, 256, (8, 4 * stored.block_bytes), np.uint8)
         with np.errstate(all="ignore"):  # random scales may be infinite
             expected = dequantize(data, GGMLQuantizationType[name])
             np.testing.assert_array_equal(stored.decode(data.reshape(-1)).reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize(("name", "form"), FORMS.items())
+def test_blocks_without_minima_are_integers_that_stand_for_the_same_values(
+    tmp_path: Path, name: str, form: Form
+) -> None:
+    columns, kind = 512, GGMLQuantizationType[name]
+    stored = random_blocks(name, 6 * columns)
+    tensor = read_gguf(Writer([Tensor("w", [columns, 6], kind, stored)]).write(tmp_path / "x.gguf")).tensors["w"]
+    expected = dequantize(np.frombuffer(stored, np.uint8).reshape(6, -1), kind)
+    assert tensor.form() == form
+    for start, stop in [(0, 6), (2, 5), (3, 3)]:
+        rows = tensor.integers(start, stop)
+        assert rows.bits == form.bits and rows.scales.shape == (stop - start, columns // form.group_size)
+        assert integers.dequantize(rows).tobytes() == expected[start:stop].tobytes()
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "Q4_1", "Q5_1", "Q4_K", "Q5_K"])
+def test_floats_and_blocks_with_minima_are_no_integers(tmp_path: Path, name: str) -> None:
+    data = random_blocks(name, 512)
+    writer = Writer([Tensor("w", [512, 1], GGMLQuantizationType[name], data)])
+    assert read_gguf(writer.write(tmp_path / "x.gguf")).tensors["w"].form() is None
 
 
 def test_rows_of_a_quantized_vector_may_cut_a_block(tmp_path: Path) -> None:
@@ -202,7 +242,7 @@ def test_other_formats_and_versions_are_refused(tmp_path: Path) -> None:
 
 def test_unsupported_types_and_bad_shapes_are_all_named(tmp_path: Path) -> None:
     tensors = [
-        Tensor("k", [256], Q6_K, b""),
+        Tensor("k", [256], Q2_K, b""),
         Tensor("n", [1], 999, b""),
         Tensor("odd", [33, 2], Q4_0, b""),
         Tensor("scalar", [], Q4_0, b""),
@@ -213,7 +253,7 @@ def test_unsupported_types_and_bad_shapes_are_all_named(tmp_path: Path) -> None:
     ]
     message = refusal(Writer(tensors).write(tmp_path / "x.gguf"))
     for expected in [
-        "tensor 'k' has type Q6_K, which is not supported",
+        "tensor 'k' has type Q2_K, which is not supported",
         "tensor 'n' has type number 999",
         "tensor 'odd': shape [2, 33]: rows must be a multiple of 32",
         "tensor 'scalar': shape []",
