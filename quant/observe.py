@@ -5,26 +5,28 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.taps import exposed
+from quant.media import source
+from quant.taps import exposed, load
 from quant.turn import Turn
-from runtime.bundle import Graph, Manifest, Step
+from runtime.bundle import Manifest, Step
 from runtime.context import Context
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, StepDone, TextDelta
 from runtime.prompt import Prompt, Text, concat
 from runtime.reply import Steps, spoken_reply, text_reply
-from runtime.session import Options, Session
+from runtime.session import InMemory, Options, Session
 
 Feeds = dict[str, np.ndarray]
 KEPT = 3  # runs of each graph whose inputs are kept
 HEAD = "audio_head"
 SILENCE = np.empty(0, np.float32)
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options
 
 
 @dataclass(frozen=True)
@@ -92,14 +94,18 @@ class Followed:
 class Watched(Session):
     """A session that keeps what its first runs were given."""
 
-    def __init__(self, folder: Path, graph: Graph, options: Options):
-        super().__init__(folder, graph, options)
+    def __init__(self, *source: Any):
+        super().__init__(*source)
         self.kept: list[Feeds] = []
 
     def run(self, **feeds: np.ndarray) -> Feeds:
         if len(self.kept) < KEPT:
             self.kept.append({name: np.array(array) for name, array in feeds.items()})
         return super().run(**feeds)
+
+
+class WatchedInMemory(Watched, InMemory):
+    """The same of a graph that was changed."""
 
 
 class Observed(Engine):
@@ -142,11 +148,8 @@ class Observed(Engine):
         return Watched(self.folder, self.manifest.graphs[name], self.options)
 
     def _tapped(self) -> Session:
-        path, graph = exposed(self.folder, self.manifest.graphs[HEAD], self.code_taps)
-        try:  # a copy that is gone in a moment is not worth a place in the cache
-            return Watched(self.folder, graph, replace(self.options, prepack_cache=None))
-        finally:
-            path.unlink()
+        graph = self.manifest.graphs[HEAD]
+        return WatchedInMemory(*exposed(load(self.folder, graph), graph, self.code_taps), self.options)
 
     @property
     def code_taps(self) -> list[str]:
@@ -164,38 +167,75 @@ class Observed(Engine):
     def prompt(self, turn: Turn) -> Prompt:
         """A new conversation's first turn, its media read by this engine's own encoders."""
         media = [] if turn.audio is None else [self.hear(turn.audio)]
-        seen = [] if turn.image is None else [self.look(turn.image)]
+        if turn.transcribe:
+            return self.format.transcribe(*media)
+        seen = [self.look(source(image)) for image in turn.images]
         said = [Text(turn.text)] if turn.text.strip() else []
         return concat([self.format.open_conversation(None), self.format.user_turn([*media, *seen, *said], turn.spoken)])
 
-    def answer(self, prompt: Prompt, spoken: bool) -> Answer:
-        """Answer by itself, always the likeliest token and code, within the limits."""
+    def reply(self, prompt: Prompt, turn: Turn) -> Answer:
+        """Answer a turn as its metric asks: with the letter of an option, or in words or speech of its own."""
+        if turn.metric == "letter":
+            return self.choose(prompt, len(turn.choices))
+        return self.answer(prompt, turn.spoken, self._step(turn))
+
+    def _step(self, turn: Turn) -> Step:
+        """How an answer in text is made; a suite's may be longer than the limits."""
+        made = self.whole.generation
+        step = made.transcribe if turn.transcribe and made.transcribe else made.text
+        return replace(step, max_new=min(step.max_new, max(turn.max_new, self.limits.max_new)))
+
+    def choose(self, prompt: Prompt, options: int) -> Answer:
+        """Answer with the letter that is the likeliest first token among those of so many options."""
+        context, failure = self.context(), ""
+        context.append(prompt)
+        logits = self.session("lm_head").run(hidden=context.hidden())["logits"][0]
+        ids = [token for letter in LETTERS[:options] for token in self.letter_ids(letter)]
+        token = max(ids, key=lambda token: logits[token])
+        if not np.isfinite(logits[ids]).all():
+            failure = "the scores of the letters are not finite"
+        step = Taken("text", prompt.ids, np.array([token], np.int64))
+        return Answer(self.tokenizer.decode([token]).strip(), (step,), SILENCE, failure)
+
+    def letter_ids(self, letter: str) -> list[int]:
+        """The tokens that are a letter alone, with and without a space before it; EdgeOmniError where none is."""
+        found = [self.tokenizer.encode(text, special=False).tolist() for text in (letter, f" {letter}")]
+        single = list(dict.fromkeys(ids[0] for ids in found if len(ids) == 1))
+        if not single:
+            raise EdgeOmniError(
+                f"the tokenizer of {self.folder} has no token for the letter {letter} alone, so that the likelihood of "
+                "options cannot be compared; leave suites out that are judged by it"
+            )
+        return single
+
+    def answer(self, prompt: Prompt, spoken: bool, step: Step | None = None) -> Answer:
+        """Answer by itself, always the likeliest token and code, within the limits or those of a text step."""
         text, steps, failure = "", [], ""
         try:
-            for event in self._generate(prompt, spoken):
+            for event in self._generate(prompt, spoken, step or self.manifest.generation.text):
                 if isinstance(event, TextDelta):
                     text += event.text
                 elif isinstance(event, StepDone) and len(step := taken(event)):
                     steps.append(step)
-                    if self._enough(steps, spoken):
+                    if spoken and self._enough(steps):
                         break
             wave = self.sound(steps) if spoken else SILENCE
         except EdgeOmniError as error:
             wave, failure = SILENCE, str(error)
         return Answer(text, tuple(steps), wave, failure)
 
-    def _generate(self, prompt: Prompt, spoken: bool) -> Steps:
+    def _generate(self, prompt: Prompt, spoken: bool, step: Step) -> Steps:
         context, writer = self.context(), self.writer(np.random.default_rng(self.limits.seed), greedy=True)
         context.append(prompt)
         for _ in context.read(keep=1):
             pass
         if spoken:
             return spoken_reply(context, writer, self.voice(greedy=True), self.compat)
-        return text_reply(context, writer, self.manifest.generation.text)
+        return text_reply(context, writer, step)
 
-    def _enough(self, steps: Sequence[Taken], spoken: bool) -> bool:
-        """Whether the answer is as long as it may get; a piece of text is followed by its audio first."""
-        if steps[-1].kind == "text" and spoken:
+    def _enough(self, steps: Sequence[Taken]) -> bool:
+        """Whether a spoken answer is as long as it may get; a piece of text is followed by its audio first."""
+        if steps[-1].kind == "text":
             return False
         made = {kind: sum(len(step.chosen) for step in steps if step.kind == kind) for kind in ("text", "audio")}
         return made["audio"] >= self.limits.max_frames or made["text"] >= self.limits.max_new

@@ -56,11 +56,15 @@ class Session:
 
     def run(self, **feeds: np.ndarray) -> dict[str, np.ndarray]:
         """Run once and return every output by name."""
-        return dict(zip(self._outputs, self._run(feeds), strict=True))
+        return self.run_for(self._outputs, feeds)
 
-    def _run(self, feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
+    def run_for(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once and return these outputs alone; the others are freed on the way."""
+        return dict(zip(outputs, self._run(outputs, feeds), strict=True))
+
+    def _run(self, outputs: Sequence[str], feeds: Mapping[str, np.ndarray]) -> Sequence[np.ndarray]:
         try:
-            return [np.asarray(value) for value in self._ort.run(self._outputs, feeds, self.run_options)]
+            return [np.asarray(value) for value in self._ort.run(outputs, feeds, self.run_options)]
         except Exception as error:  # ONNX Runtime's errors have no common base narrower than this
             raise EdgeOmniError(f"{self.graph.file}: {explain(self.graph, feeds, error)}") from error
 
@@ -75,6 +79,25 @@ class Session:
     def rearm(self) -> None:
         """Allow runs again after `cancel`."""
         self.run_options.terminate = False
+
+
+class InMemory(Session):
+    """A graph that lies in no bundle: its ONNX bytes, and arrays for the weights that those leave to other files.
+
+    Floats are multiplied as they lie. Packed for the kernels they would take private memory of their own size, which
+    quantized weights, whose kernels read no others, do.
+    """
+
+    def __init__(self, model: bytes, weights: Mapping[str, np.ndarray], graph: Graph, options: Options = Options()):
+        self.graph, self.options = graph, options
+        self.run_options = ort.RunOptions()
+        self._outputs = [port.name for port in graph.outputs]
+        self._weights = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]  # read as they lie
+        session_options = options.session_options()
+        session_options.add_external_initializers([*weights], self._weights)
+        if all(array.dtype.kind == "f" for array in weights.values()):
+            session_options.add_session_config_entry("session.disable_prepacking", "1")
+        self._ort = _open(model, options, session_options)
 
 
 def explain(graph: Graph, feeds: Mapping[str, np.ndarray], error: Exception) -> str:
@@ -161,17 +184,19 @@ def open_ort(folder: Path, graph: Graph, options: Options) -> ort.InferenceSessi
     return _open(folder / graph.file, options, options.session_options())
 
 
-def _open(path: Path, options: Options, session_options: ort.SessionOptions) -> ort.InferenceSession:
+def _open(model: Path | bytes, options: Options, session_options: ort.SessionOptions) -> ort.InferenceSession:
     provider, provider_options = PROVIDERS[options.provider]
     if provider not in ort.get_available_providers():
         raise EdgeOmniError(
             f"this bundle needs {provider}, the installed ONNX Runtime has {', '.join(ort.get_available_providers())}; "
             f"install edgeomni[{options.provider}] in an environment of its own"
         )
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        session = ort.InferenceSession(str(path), session_options, providers=[(provider, provider_options)])
+        session = ort.InferenceSession(source, session_options, providers=[(provider, provider_options)])
     except Exception as error:  # as above: no narrower base
-        raise BundleError(f"{path} cannot be loaded: {error}; run `edgeomni verify` on its bundle") from error
+        what = "a graph in memory" if isinstance(model, bytes) else model
+        raise BundleError(f"{what} cannot be loaded: {error}; run `edgeomni verify` on its bundle") from error
     give_back_freed()
     return session
 
