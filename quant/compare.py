@@ -20,9 +20,10 @@ from quant.figures import (
     weight_figures,
 )
 from quant.gates import Gate, Judged, judge
+from quant.layers import layer_rows
 from quant.metrics import cosine, max_abs, non_finite, sqnr
 from quant.observe import Observed
-from quant.record import Reference, Sample, Side, run_sample, side
+from quant.record import Reference, Sample, Side, all_feeds, run_sample, side
 from runtime.errors import EdgeOmniError
 
 SWAP_TURNS = 8
@@ -40,6 +41,19 @@ class TensorError:
     sqnr: float
     non_finite: int
     same: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """What left one layer of a graph, on the reference's own inputs; `place` counts the layers of the graph from 0."""
+
+    graph: str
+    layer: str
+    place: int
+    max_abs: float
+    cosine: float
+    sqnr: float
+    non_finite: int
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class Comparison:
     results: tuple[TurnResult, ...]
     figures: tuple[Figure, ...]
     tensors: tuple[TensorError, ...]
+    layers: tuple[LayerError, ...]
     swaps: tuple[Swap, ...]
     gates: tuple[Judged, ...]
 
@@ -97,7 +112,8 @@ def compare(
     refuse_unlike(ours, theirs)
     works = [*spread(Pair(reference, candidate, swap_turns), progress)]
     results = [work.result for work in works]
-    tensors = tuple(tensor_errors(reference.samples(), candidate))
+    samples = reference.samples()
+    tensors = tuple(tensor_errors(samples, candidate))
     figures = [*all_figures(ours, theirs, results, tensors, reference.limits.seed)]
     if reference.engine is not None:
         figures += time_figures(results, reference.limits.seed)
@@ -111,6 +127,7 @@ def compare(
         results=tuple(results),
         figures=tuple(figures),
         tensors=tensors,
+        layers=tuple(layer_errors(samples, candidate)),
         swaps=summed([work.swaps for work in works]),
         gates=judge(gates, figures),
     )
@@ -146,6 +163,18 @@ def tensor_errors(samples: Sequence[Sample], candidate: Observed) -> list[Tensor
                 key = (sample.graph, output)
                 worst[key] = min(worst.get(key, error), error, key=_badness)
     return sorted(worst.values(), key=_badness)
+
+
+def layer_errors(samples: Sequence[Sample], candidate: Observed) -> Iterator[LayerError]:
+    """Every layer in its order; those that one of the two lacks left out."""
+    for sample in samples:
+        if not sample.layers or sample.graph not in candidate.manifest.graphs:
+            continue
+        found = layer_rows(candidate, sample.graph, all_feeds(candidate, sample.graph, sample.feeds))
+        for place, (layer, wanted) in enumerate(sample.layers.items()):
+            if layer in found and found[layer].shape == wanted.shape:
+                e = tensor_error(sample.graph, layer, wanted, found[layer])
+                yield LayerError(e.graph, layer, place, e.max_abs, e.cosine, e.sqnr, e.non_finite)
 
 
 def tensor_error(graph: str, output: str, ref: np.ndarray, cand: np.ndarray) -> TensorError:

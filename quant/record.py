@@ -1,7 +1,7 @@
 """What a reference bundle answers to turns, how sure it was of each choice, and what its graphs gave on the way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from quant.layers import layer_rows
 from quant.metrics import Top, log_softmax, top
 from quant.observe import HEAD, KEPT, Answer, Feeds, Limits, Observed, Taken
 from quant.turn import Turn
@@ -82,11 +83,12 @@ class Recorded:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One run of one graph."""
+    """One run of one graph; in the first of each graph, also rows of what left each of its layers."""
 
     graph: str
     feeds: Feeds
     outputs: Feeds
+    layers: Feeds = field(default_factory=dict)
 
 
 Fed = dict[str, list[tuple[int, int, Feeds]]]  # by graph: turn, run, and what it was given in it
@@ -119,7 +121,7 @@ class Live:
         turn = self.turns[index]
         self._asked.forget()
         prompt = self._asked.prompt(turn)
-        answer = self._asked.answer(prompt, turn.spoken)
+        answer = self._asked.reply(prompt, turn)
         found = record_turn(self._asked, prompt, answer, self.k)
         self.merge({name: [(index, run, fed) for run, fed in enumerate(k)] for name, k in self._asked.kept().items()})
         return found
@@ -135,13 +137,16 @@ class Live:
         rows = engine.context().embed(engine.prompt(self.turns[0]))
         feeds = [(name, feed) for name in sorted(self.fed) for _, _, feed in self.fed[name]]
         feeds.append(("decoder", {"inputs_embeds": rows[None]}))
-        return [sample(engine, name, feed) for name, feed in feeds]
+        seen: set[str] = set()
+        return [sample(engine, name, feed, name not in seen and not seen.add(name)) for name, feed in feeds]
 
 
-def sample(engine: Observed, name: str, feeds: Feeds) -> Sample:
+def sample(engine: Observed, name: str, feeds: Feeds, with_layers: bool) -> Sample:
     """Run a graph again. An audio head is told to take its own codes, so that another one's later depths compare."""
     outputs = run_sample(engine, name, feeds)
-    return Sample(name, {**feeds, "forced": outputs["codes"]} if name == HEAD else feeds, outputs)
+    if name == HEAD:
+        feeds = {**feeds, "forced": outputs["codes"]}
+    return Sample(name, feeds, outputs, layer_rows(engine, name, all_feeds(engine, name, feeds)) if with_layers else {})
 
 
 def record_turn(engine: Observed, prompt: Prompt, answer: Answer, k: int | None) -> Recorded:
@@ -173,14 +178,17 @@ def log_of(logits: NDArray[np.float32], chosen: NDArray[np.int64]) -> NDArray[np
 
 
 def run_sample(engine: Observed, name: str, feeds: Feeds) -> Feeds:
-    """Run a graph on a sample's inputs; the decoder is given an empty cache."""
-    session = engine.session(name)
-    if name == "decoder":
-        feeds = {**feeds, **_empty_cache(engine.manifest, feeds["inputs_embeds"].shape[1])}
-    return session.run(**feeds)
+    return engine.session(name).run(**all_feeds(engine, name, feeds))
 
 
-def _empty_cache(manifest: Manifest, positions: int) -> Feeds:
+def all_feeds(engine: Observed, name: str, feeds: Feeds) -> Feeds:
+    """A sample's inputs; the decoder is given an empty cache besides."""
+    if name != "decoder":
+        return feeds
+    return {**feeds, **empty_cache(engine.manifest, feeds["inputs_embeds"].shape[1])}
+
+
+def empty_cache(manifest: Manifest, positions: int) -> Feeds:
     cache = manifest.cache
     empty = np.zeros((1, cache.kv_heads, positions, cache.head_dim), cache.dtype)
     names = [f"past.{layer}.{kind}" for layer in range(cache.layers) for kind in ("key", "value")]

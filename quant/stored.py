@@ -15,10 +15,11 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from quant.media import Embedded, Media
 from quant.metrics import Top
 from quant.observe import Answer, Feeds, Limits, Observed, Taken
 from quant.record import STRICT, Live, Recorded, Sample, Seen, Side
-from quant.turn import Turn
+from quant.turn import Metric, Turn
 from runtime.bundle import sha256_of
 from runtime.bundle_writer import writing
 from runtime.errors import EdgeOmniError
@@ -33,9 +34,16 @@ Progress = Callable[[str], None]
 class StoredTurn:
     text: str
     audio: str | None
-    image: str | None
+    images: tuple[str, ...]
     spoken: bool
     expected: tuple[str, ...]
+    metric: Metric
+    choices: tuple[str, ...]
+    suite: str
+    item: str
+    group: str
+    max_new: int
+    transcribe: bool
     kinds: tuple[Literal["text", "audio"], ...]
     streams: tuple[int, ...]
     answer: str
@@ -50,7 +58,7 @@ class StoredTurn:
 class Index:
     """reference.json."""
 
-    version: Literal[1]
+    version: Literal[2]
     side: Side
     top_k: int
     max_new: int
@@ -74,7 +82,7 @@ def record(reference: Live, out: Path, progress: Progress = lambda text: None) -
         _save(folder / SAMPLES, dict(_sample_arrays(samples)))
         limits = reference.limits
         index = Index(
-            version=1,
+            version=2,
             side=reference.side,
             top_k=reference.k or TOP_K,
             max_new=limits.max_new,
@@ -99,10 +107,17 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
     _save(folder / name, arrays)
     return StoredTurn(
         text=turn.text,
-        audio=_copy(turn.audio, folder, number),
-        image=_copy(turn.image, folder, number),
+        audio=None if turn.audio is None else _copy(turn.audio, folder, number),
+        images=tuple(_copy(image, folder, number, place) for place, image in enumerate(turn.images)),
         spoken=turn.spoken,
         expected=turn.answers,
+        metric=turn.metric,
+        choices=turn.choices,
+        suite=turn.suite,
+        item=turn.item,
+        group=turn.group,
+        max_new=turn.max_new,
+        transcribe=turn.transcribe,
         kinds=tuple(step.kind for step in found.answer.steps),
         streams=tuple(map(len, found.seen)),
         answer=found.answer.text,
@@ -114,11 +129,12 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
     )
 
 
-def _copy(media: Path | None, folder: Path, number: int) -> str | None:
-    if media is None:
-        return None
-    name = f"turn-{number:04}-{media.name}"
-    shutil.copyfile(media, folder / name)
+def _copy(media: Media, folder: Path, number: int, place: int = 0) -> str:
+    name = f"turn-{number:04}-{place}-{media.name}"
+    if isinstance(media, Embedded):
+        (folder / name).write_bytes(media.read())
+    else:
+        shutil.copyfile(media, folder / name)
     return name
 
 
@@ -132,7 +148,7 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _sample_arrays(samples: Sequence[Sample]) -> Iterator[tuple[str, np.ndarray]]:
     for number, sample in enumerate(samples):
-        for kind, arrays in (("feeds", sample.feeds), ("outputs", sample.outputs)):
+        for kind, arrays in (("feeds", sample.feeds), ("outputs", sample.outputs), ("layers", sample.layers)):
             yield from ((f"{number}.{kind}.{port}", array) for port, array in arrays.items())
 
 
@@ -148,8 +164,20 @@ class Stored:
         self.turns = tuple(self._turn(turn) for turn in self.index.turns)
 
     def _turn(self, turn: StoredTurn) -> Turn:
-        audio, image = (None if name is None else self.folder / name for name in (turn.audio, turn.image))
-        return Turn(turn.text, audio, image, turn.spoken, turn.expected)
+        return Turn(
+            text=turn.text,
+            audio=None if turn.audio is None else self.folder / turn.audio,
+            images=tuple(self.folder / name for name in turn.images),
+            spoken=turn.spoken,
+            answers=turn.expected,
+            metric=turn.metric,
+            choices=turn.choices,
+            suite=turn.suite,
+            item=turn.item,
+            group=turn.group,
+            max_new=turn.max_new,
+            transcribe=turn.transcribe,
+        )
 
     def recorded(self, index: int) -> Recorded:
         turn = self.index.turns[index]
@@ -165,7 +193,7 @@ class Stored:
     def samples(self) -> list[Sample]:
         arrays = self._arrays(SAMPLES)
         return [
-            Sample(graph, _part(arrays, f"{number}.feeds."), _part(arrays, f"{number}.outputs."))
+            Sample(graph, *(_part(arrays, f"{number}.{kind}.") for kind in ("feeds", "outputs", "layers")))
             for number, graph in enumerate(self.index.samples)
         ]
 
@@ -192,7 +220,7 @@ def read_index(folder: Path) -> Index:
         index = _INDEX.validate_json((folder / REFERENCE).read_bytes())
     except (OSError, ValidationError) as error:
         raise EdgeOmniError(f"{folder / REFERENCE} is no stored reference ({error}); record it again") from None
-    used = {SAMPLES, *(name for turn in index.turns for name in (turn.file, turn.audio, turn.image) if name)}
+    used = {SAMPLES, *(name for turn in index.turns for name in (turn.file, turn.audio, *turn.images) if name)}
     wrong = [name for name, sha256 in index.files.items() if not _is_whole(folder, name, sha256)]
     wrong += sorted(used - index.files.keys())
     if wrong:

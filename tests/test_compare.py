@@ -80,6 +80,7 @@ def test_a_bundle_loses_nothing_against_itself() -> None:
     for name in ("text.top1", "codes.frames", "heard0", "answers.exact", "cost.bytes_ratio", "speech.duration_ratio"):
         assert value(found, name) == 1
     assert value(found, "graphs.worst_sqnr") == float("inf")
+    assert {error.sqnr for error in found.layers} == {float("inf")}
     assert found.swaps == ()
 
 
@@ -133,6 +134,24 @@ def test_layers_of_the_decoder_are_compared_one_by_one() -> None:
     assert outputs >= {"hidden", *(f"present.{layer}.key" for layer in range(layers))}
 
 
+def test_what_leaves_each_layer_is_compared_in_order_and_decoders_and_encoders_have_some() -> None:
+    decoder = [error for error in compared().layers if error.graph == "decoder"]
+    assert [error.place for error in decoder] == [*range(float_bundle().manifest.cache.layers)]
+    assert [error.layer for error in decoder] == [f"model.layers.{error.place}" for error in decoder]
+    assert all(0 < error.sqnr < 60 and 0.5 < error.cosine < 1 for error in decoder)
+    encoder = [error for error in compared().layers if error.graph == "audio_encoder"]
+    assert encoder and all(error.sqnr == float("inf") for error in encoder)  # it stays float
+    assert "vocoder" not in {error.graph for error in compared().layers}
+
+
+def test_looking_into_a_graph_leaves_no_file_beside_it(tmp_path: Path) -> None:
+    shutil.copytree(omni_bundle(), tmp_path / "read-only")
+    before = sorted(path.name for path in (tmp_path / "read-only").iterdir())
+    engine = opened(tmp_path / "read-only")
+    assert engine.session("audio_head").graph.outputs[-1].name == engine.code_taps[-1]
+    assert sorted(path.name for path in (tmp_path / "read-only").iterdir()) == before
+
+
 def test_every_swapped_graph_costs_less_than_all_of_them_and_one_that_took_no_part_is_left_out() -> None:
     found = compared()
     kl = [swap.text_kl or 0.0 for swap in found.swaps]
@@ -161,6 +180,7 @@ def test_a_stored_reference_gives_the_same_figures(tmp_path: Path) -> None:
         assert figure.value == pytest.approx(value(live, figure.name), rel=1e-9), figure.name
     assert found.stored and found.swaps == ()
     assert [error.sqnr for error in found.tensors] == pytest.approx([error.sqnr for error in live.tensors])
+    assert found.layers == live.layers
 
 
 def test_a_cut_reference_gives_less_divergence_and_the_same_of_all_else(tmp_path: Path) -> None:
@@ -317,7 +337,7 @@ def test_a_turn_may_have_several_right_answers(tmp_path: Path) -> None:
 def test_turns_that_a_bundle_cannot_take_are_named_all_at_once() -> None:
     manifest = replace(float_bundle().whole, speech=None, image=None)
     with pytest.raises(EdgeOmniError, match=r"(?s)2 of the turns:.*turn 1: .* speak.*turn 3: .* see"):
-        refuse_unfit([Turn("a", spoken=True), Turn("b"), Turn("c", image=Path("x"))], manifest)
+        refuse_unfit([Turn("a", spoken=True), Turn("b"), Turn("c", images=(Path("x"),))], manifest)
 
 
 def test_another_prompt_is_not_compared_position_by_position() -> None:
