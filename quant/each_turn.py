@@ -63,7 +63,7 @@ def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Re
     prompt = candidate.prompt(turn)
     followed = candidate.follow(prompt, recorded.answer.steps)
     steps = stretches_of(recorded, followed)
-    answer = candidate.answer(prompt, turn.spoken)
+    answer = candidate.reply(prompt, turn)
     audible = turn.spoken and any(step.kind == "audio" for step in recorded.answer.steps)
     return TurnResult(
         turn=turn,

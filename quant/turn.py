@@ -1,16 +1,22 @@
 """Turns to try a bundle on: one JSON object a line, in a file of one's own or the one that comes along."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from quant.media import Media
 from runtime.bundle import Manifest
 from runtime.errors import EdgeOmniError
 
 DEFAULT = Path(__file__).parent / "turns" / "default.jsonl"
+LISTED = 20  # mistakes that are told one by one
+
+# How an answer is judged (quant/score.py). "judge": only by another model, so not here.
+Metric = Literal["contains", "exists", "prefix", "letter", "option", "omnibench", "wer", "cer", "judge"]
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -19,23 +25,33 @@ class Line:
 
     text: str = ""
     audio: str | None = None
-    image: str | None = None
+    image: str | list[str] | None = None
     spoken: bool = False
     answer: str | list[str] | None = None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a user says and shows, whether the answer shall be heard, and texts of which a right answer holds one."""
+    """What a user says and shows, whether the answer shall be heard, and what a right answer is.
+
+    `answers` are texts of which a right one holds one, the letter of the right option, or what is said in the audio.
+    """
 
     text: str
     audio: Path | None = None
-    image: Path | None = None
+    images: tuple[Media, ...] = ()
     spoken: bool = False
     answers: tuple[str, ...] = ()
+    metric: Metric = "contains"
+    choices: tuple[str, ...] = ()  # the texts of the options A, B, C, ...
+    suite: str = ""  # the data set or file that it is from, where there are several
+    item: str = ""  # which one of it; those of one name count as one and are right together
+    group: str = ""  # what the suite's authors report apart
+    max_new: int = 0  # tokens that its answer needs, where that is more than for other turns
+    transcribe: bool = False  # to be asked with the bundle's own prompt for transcription
 
 
-def read_turns(path: Path) -> tuple[Turn, ...]:
+def read_turns(path: Path, suite: str = "") -> tuple[Turn, ...]:
     """The turns of a JSON Lines file; EdgeOmniError says everything that is wrong with it."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -47,7 +63,7 @@ def read_turns(path: Path) -> tuple[Turn, ...]:
         problems.append('  no turn in it; expected lines like {"text": "What is a tram?"}')
     if problems:
         raise EdgeOmniError(f"the turns {path} cannot be used:\n" + "\n".join(problems))
-    return tuple(turn for turn in turns if turn is not None)
+    return tuple(replace(turn, suite=suite, item=str(number)) for number, turn in enumerate(turns, 1) if turn)
 
 
 def _turn(path: Path, number: int, line: str, problems: list[str]) -> Turn | None:
@@ -56,15 +72,20 @@ def _turn(path: Path, number: int, line: str, problems: list[str]) -> Turn | Non
     except ValidationError as error:
         problems.extend(f"  line {number}: {problem}" for problem in _in_words(error))
         return None
-    audio, image = (None if name is None else path.parent / name for name in (said.audio, said.image))
-    media = [file for file in (audio, image) if file is not None]
+    audio = None if said.audio is None else path.parent / said.audio
+    images = tuple(path.parent / name for name in several(said.image))
+    media = [*([] if audio is None else [audio]), *images]
     problems.extend(f"  line {number}: there is no file {file}" for file in media if not file.is_file())
     if not said.text.strip() and not media:
         problems.append(f"  line {number}: empty; give it a text, an audio or an image")
-    answers = (said.answer,) if isinstance(said.answer, str) else tuple(said.answer or ())
+    answers = several(said.answer)
     if not all(answer.strip() for answer in answers):
         problems.append(f"  line {number}: an empty answer is in every answer; leave it out")
-    return Turn(said.text, audio, image, said.spoken, answers)
+    return Turn(said.text, audio, images, said.spoken, answers)
+
+
+def several(found: str | list[str] | None) -> tuple[str, ...]:
+    return (found,) if isinstance(found, str) else tuple(found or ())
 
 
 def _in_words(error: ValidationError) -> Iterator[str]:
@@ -79,18 +100,29 @@ def lacking(turn: Turn, manifest: Manifest) -> tuple[str, ...]:
     """What a bundle must be able to do for this turn, and is not."""
     wanted = (
         (turn.audio, manifest.audio, "listen"),
-        (turn.image, manifest.image, "see"),
+        (turn.images, manifest.image, "see"),
         (turn.spoken, manifest.speech, "speak"),
+        (turn.transcribe, manifest.template.transcribe, "transcribe"),
     )
     return tuple(what for asked, able, what in wanted if asked and not able)
 
 
 def refuse_unfit(turns: Sequence[Turn], manifest: Manifest) -> None:
-    """EdgeOmniError that names all turns which a bundle of this kind cannot take."""
-    found = [(number, lacking(turn, manifest)) for number, turn in enumerate(turns, 1)]
-    problems = [f"  turn {number}: needs a model that can {' and '.join(lacks)}" for number, lacks in found if lacks]
-    if problems:
-        raise EdgeOmniError(f"{manifest.family} cannot take {len(problems)} of the turns:\n" + "\n".join(problems[:20]))
+    """EdgeOmniError that names the turns which a bundle of this kind cannot take."""
+    found = [(number, turn, lacking(turn, manifest)) for number, turn in enumerate(turns, 1)]
+    unfit = [
+        f"  {f'{turn.suite} {turn.item}' if turn.suite else f'turn {number}'}: needs a model that can {' and '.join(lacks)}"
+        for number, turn, lacks in found
+        if lacks
+    ]
+    if unfit:
+        raise EdgeOmniError(f"{manifest.family} cannot take {len(unfit)} of the turns:\n" + listed(unfit))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first of many mistakes, and how many more there are."""
+    more = [f"  ... and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
+    return "\n".join([*lines[:LISTED], *more])
 
 
 _LINE = TypeAdapter(Line)

@@ -1,0 +1,57 @@
+"""What a turn lets a model hear or see: a file, or a picture inside a table that is decoded when it is looked at."""
+
+import ast
+import base64
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.errors import MediaError
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture as base64 in a field of a tab-separated table; nothing of it stays in memory, and no file is made."""
+
+    table: Path
+    offset: int  # bytes before its row
+    column: int
+    place: int = 0  # among several pictures of one field
+
+    @property
+    def name(self) -> str:
+        return f"{self.table.stem}-{self.offset}-{self.place}"
+
+    def read(self) -> bytes:
+        """The picture's file. MediaError where the field is no base64."""
+        try:
+            return base64.b64decode(pictures(self._field())[self.place])
+        except (OSError, ValueError, IndexError, StopIteration) as error:
+            raise MediaError(f"the picture at byte {self.offset} of {self.table} cannot be read: {error}") from None
+
+    def _field(self) -> str:
+        with self.table.open("rb") as file:
+            file.seek(self.offset)
+            return next(table_rows(file, "\t"))[self.column]
+
+
+Media = Path | Embedded
+
+
+def table_rows(file, delimiter: str):
+    """A csv.reader over an open binary file that reads no further than each row, so that `file.tell()` is its end."""
+    csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB is less than a picture
+    return csv.reader((line.decode("utf-8") for line in iter(file.readline, b"")), delimiter=delimiter)
+
+
+def pictures(field: str) -> list[str]:
+    """The entries of a field that holds one text or, as a Python list, several."""
+    if not field.startswith("["):
+        return [field]
+    return [str(entry) for entry in ast.literal_eval(field)]
+
+
+def source(media: Media) -> Path | bytes:
+    """What `Engine.look` takes."""
+    return media.read() if isinstance(media, Embedded) else media
