@@ -72,25 +72,39 @@ def export(
         bool, typer.Option("--standalone", help="Copy all weights, so that the bundle needs no checkpoint beside it.")
     ] = False,
     force: Force = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE.toml", help="Quantize in the same pass, so that no float bundle is written."),
+    ] = None,
     random: Annotated[bool, typer.Option("--random", help="Mark the weights as never trained.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs."""
-    from apps import tables
+    from apps import one_pass, tables
     from export import convert
+    from quant import quantize as quantization
+    from quant.scheme import read_recipe
     from runtime.bundle_writer import refuse_target
 
     if out is None and not dry_run:
         raise EdgeOmniError("where to? name the bundle with -o BUNDLE, or see the plan with --dry-run")
     if out is not None and not dry_run:
         refuse_target(out, force)  # before the checkpoint is read
+    wanted = None if recipe is None else read_recipe(recipe)
     with tables.waiting("reading the checkpoint", quiet=as_json):
-        planned = convert.plan(checkpoint, profile)
+        if wanted is None:
+            planned, smaller = convert.plan(checkpoint, profile), None
+        else:
+            planned, smaller = one_pass.plan(checkpoint, profile, wanted, random)
     if dry_run or out is None:
         return emit(tables.plan_record(planned)) if as_json else tables.show_plan(planned)
-    with tables.progress(sum(row.bytes_after for row in planned.graphs), quiet=as_json) as step:
-        manifest = convert.write(planned, out, standalone, force, random, step)
+    total = smaller.bytes_now if smaller else sum(row.bytes_after for row in planned.graphs)
+    with tables.progress(total, quiet=as_json) as step:
+        if smaller is None:
+            manifest = convert.write(planned, out, standalone, force, random, step)
+        else:
+            manifest = quantization.write(smaller, out, standalone, force, step)
     return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 

@@ -13,11 +13,14 @@ from export.families.family import Blueprint
 from export.families.registry import read_family
 from export.graph import Subgraph, static_shape
 from export.problems import refuse
+from export.streamed import fill, worth_linking
 from export.tokenizer_files import known_tokens
-from export.weights import WeightStore, worth_linking
-from runtime.bundle import Graph, Manifest, Profile, Source, describe_file, write_manifest
+from export.weights import WeightStore
+from runtime.bundle import File, Graph, Manifest, Profile, Source, describe_file, write_manifest
 from runtime.bundle_writer import refuse_target, require_space, writing
+from runtime.float_bundle import FloatBundle
 
+TOKENIZER = "tokenizer.json"
 Progress = Callable[[str, int], None]  # (graph that was written, bytes of its weights)
 
 
@@ -38,11 +41,7 @@ class Plan:
     blueprint: Blueprint
     profile: Profile
     graphs: tuple[Planned, ...]
-
-    @property
-    def bytes_after(self) -> int:
-        """Weights of the bundle, those that two graphs share counted once."""
-        return sum({key: nbytes for graph in self.blueprint.subgraphs for key, nbytes in _stored(graph)}.values())
+    bytes_after: int  # weights of the bundle, those that two graphs share counted once
 
     def memory_estimate(self, positions: int) -> int:
         """Bytes to run it: all weights resident and a cache of `positions` (activations are small beside them)."""
@@ -58,7 +57,8 @@ def plan(path: Path, profile: Profile) -> Plan:
     blueprint = read_family(checkpoint, profile)
     refuse(f"checkpoint {str(path)!r} does not fit its config", list(mismatches(blueprint)))
     graphs = tuple(_planned(graph, blueprint) for graph in blueprint.subgraphs)
-    return Plan(checkpoint, blueprint, profile, graphs)
+    stored = {key: nbytes for graph in blueprint.subgraphs for key, nbytes in _stored(graph)}
+    return Plan(checkpoint, blueprint, profile, graphs, sum(stored.values()))
 
 
 def mismatches(blueprint: Blueprint) -> Iterator[str]:
@@ -132,21 +132,56 @@ def write(
 
 def _write(planned: Plan, folder: Path, standalone: bool, random: bool, progress: Progress) -> Manifest:
     blueprint, graphs = planned.blueprint, {}
-    linked = frozenset() if standalone else worth_linking(blueprint.subgraphs, blueprint.tensors)
+    for subgraph in blueprint.subgraphs:
+        fill(subgraph, blueprint.tensors)
+    linked = frozenset() if standalone else worth_linking(blueprint.subgraphs)
     store = WeightStore(folder, blueprint.tensors, linked)
     for subgraph, row in zip(blueprint.subgraphs, planned.graphs, strict=True):
-        graphs[subgraph.name] = Graph(
-            file=f"{subgraph.name}.onnx",
-            weights=store.write(subgraph),
-            inputs=subgraph.inputs,
-            outputs=subgraph.outputs,
-            precision="fp16" if planned.profile == "cuda" else "fp32",
-            parameters=row.parameters,
-            weight_bytes=row.bytes_after,
-        )
+        graphs[subgraph.name] = _graph(planned, subgraph, row, store.write(subgraph))
         progress(subgraph.name, row.bytes_after)
-    (folder / "tokenizer.json").write_text(blueprint.tokenizer_json, encoding="utf-8")
-    manifest = Manifest(
+    (folder / TOKENIZER).write_bytes(blueprint.tokenizer_json.encode())
+    files = tuple(describe_file(folder, name) for name in sorted(path.name for path in folder.iterdir()))
+    manifest = _manifest(planned, graphs, files, random)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def stream(planned: Plan, random: bool = False) -> FloatBundle:
+    """The bundle that `write` would write, to be quantized without having been written.
+
+    Its weights are read from the checkpoint, a few rows at a time, when they are asked for.
+    """
+    blueprint = planned.blueprint
+    for subgraph in blueprint.subgraphs:
+        fill(subgraph, blueprint.tensors)
+    rows = zip(blueprint.subgraphs, planned.graphs, strict=True)
+    graphs = {subgraph.name: _graph(planned, subgraph, row, ()) for subgraph, row in rows}
+    checkpoint = planned.checkpoint
+    listed = {checkpoint.folder / file.name for file in checkpoint.files}
+    return FloatBundle(
+        name=str(checkpoint.folder),
+        manifest=_manifest(planned, graphs, (), random),
+        models={subgraph.name: subgraph.model for subgraph in blueprint.subgraphs},
+        others={TOKENIZER: blueprint.tokenizer_json.encode()},
+        sources=tuple(sorted(listed | {tensor.file for tensor in blueprint.tensors.values()})),
+    )
+
+
+def _graph(planned: Plan, subgraph: Subgraph, row: Planned, weights: tuple[str, ...]) -> Graph:
+    return Graph(
+        file=f"{subgraph.name}.onnx",
+        weights=weights,
+        inputs=subgraph.inputs,
+        outputs=subgraph.outputs,
+        precision="fp16" if planned.profile == "cuda" else "fp32",
+        parameters=row.parameters,
+        weight_bytes=row.bytes_after,
+    )
+
+
+def _manifest(planned: Plan, graphs: dict[str, Graph], files: tuple[File, ...], random: bool) -> Manifest:
+    blueprint = planned.blueprint
+    return Manifest(
         schema_version=1,
         family=blueprint.family,
         profile=planned.profile,
@@ -154,8 +189,8 @@ def _write(planned: Plan, folder: Path, standalone: bool, random: bool, progress
         vocab_size=blueprint.vocab_size,
         known_tokens=min(known_tokens(blueprint.tokenizer_json), blueprint.vocab_size),
         hidden_size=blueprint.hidden_size,
-        tokenizer="tokenizer.json",
-        files=tuple(describe_file(folder, name) for name in sorted(p.name for p in folder.iterdir())),
+        tokenizer=TOKENIZER,
+        files=files,
         graphs=graphs,
         cache=blueprint.cache,
         tokens=blueprint.tokens,
@@ -168,8 +203,6 @@ def _write(planned: Plan, folder: Path, standalone: bool, random: bool, progress
         speech=blueprint.speech,
         notes=blueprint.notes,
     )
-    write_manifest(folder, manifest)
-    return manifest
 
 
 def _source(checkpoint: Checkpoint, random: bool) -> Source:

@@ -42,14 +42,15 @@ class Derived:
     """What fills an initializer: `make(*arrays)` of the checkpoint tensors `keys`, which have `shapes`.
 
     `make` gets and returns float32. Without it the one tensor is taken as it lies, and stored once however many
-    initializers take it. `selects`: `make` only picks columns, in any type, so that a large tensor is read by rows and
-    never whole.
+    initializers take it. Two kinds of `make` let large tensors be read by rows and never whole: one that `selects` only
+    picks columns, in any type; one that `stacks` puts the rows of each tensor below those of the one before it.
     """
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     make: Callable[..., np.ndarray] | None = None
     selects: bool = False
+    stacks: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from quant.rewrite import Model, Weight, open_graph, padded_rows, weights
 from quant.scheme import GROUP_SIZES, Recipe, Rule, Scheme
-from runtime.bundle import Graph, Manifest, Profile, read_bundle
+from runtime.bundle import MANIFEST, Graph, Manifest, Profile, read_bundle
 from runtime.errors import EdgeOmniError
+from runtime.float_bundle import FloatBundle
 
 CUDA_GROUP = 32  # the one group size of CUDA's fused kernels
 
@@ -45,10 +46,18 @@ class PlannedGraph:
 
 @dataclass(frozen=True)
 class Plan:
-    folder: Path
-    manifest: Manifest
+    bundle: FloatBundle
     recipe: Recipe
     graphs: tuple[PlannedGraph, ...]
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.bundle.manifest
+
+    @property
+    def bytes_now(self) -> int:
+        """Bytes of all weights as floats, those that two graphs share counted in each."""
+        return sum(item.weight.nbytes for graph in self.graphs for item in graph.decided)
 
     @property
     def decided(self) -> Iterator[Decided]:
@@ -75,28 +84,43 @@ class Plan:
         return sum(item.bytes_after(self.manifest.profile) for item in written)
 
 
-def plan(folder: Path, recipe: Recipe) -> Plan:
-    """Decide for every weight of the float bundle `folder`; EdgeOmniError says all that is wrong with the two."""
+def open_bundle(folder: Path) -> FloatBundle:
+    """The float bundle in `folder`, its weights unread; BundleError if it is none, EdgeOmniError if it is quantized."""
     manifest = read_bundle(folder)
     if manifest.quantization is not None:
         raise EdgeOmniError(
             f"{folder} is quantized already, by the recipe {manifest.quantization.recipe!r}, and rounding twice loses "
             "twice; give the float bundle that it was made from"
         )
-    graphs = tuple(_planned(name, graph, folder, recipe) for name, graph in manifest.graphs.items())
+    graphs = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.weights)}
+    files = [file.path for file in manifest.files]
+    return FloatBundle(
+        name=str(folder),
+        manifest=manifest,
+        models={name: open_graph(folder / graph.file) for name, graph in manifest.graphs.items()},
+        others={path: folder / path for path in files if path not in graphs},
+        sources=tuple(folder / path for path in (MANIFEST, *files)),
+        folder=folder,
+    )
+
+
+def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
+    """Decide for every weight of a float bundle; EdgeOmniError says all that is wrong with the two."""
+    manifest = bundle.manifest
+    graphs = tuple(_planned(name, graph, bundle.models[name], recipe) for name, graph in manifest.graphs.items())
     every = [item for graph in graphs for item in graph.decided]
     problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
-    problems += _outside(every, folder.resolve())
+    if bundle.folder is not None:
+        problems += _outside(every, bundle.folder.resolve())
     if not problems and not any(item.scheme for item in every):
         problems.append(_nothing(every, recipe))
     if problems:
         lines = "\n".join(f"  {line}" for line in problems)
-        raise EdgeOmniError(f"the recipe {recipe.name} cannot quantize {folder}:\n{lines}")
-    return Plan(folder, manifest, recipe, graphs)
+        raise EdgeOmniError(f"the recipe {recipe.name} cannot quantize {bundle.name}:\n{lines}")
+    return Plan(bundle, recipe, graphs)
 
 
-def _planned(name: str, graph: Graph, folder: Path, recipe: Recipe) -> PlannedGraph:
-    model = open_graph(folder / graph.file)
+def _planned(name: str, graph: Graph, model: Model, recipe: Recipe) -> PlannedGraph:
     return PlannedGraph(name, graph, model, tuple(_decide(weight, recipe) for weight in weights(model)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from quant.affine import Quantized
 from quant.pack import pack
-from quant.plan import Decided, Plan, PlannedGraph, plan
+from quant.plan import Decided, Plan, PlannedGraph, open_bundle, plan
 from quant.rewrite import (
     Matrix,
     Weight,
@@ -60,7 +60,21 @@ def quantize(
     if out.resolve() == bundle.resolve():
         raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
     refuse_target(out, force)
-    planned = plan(bundle, recipe)
+    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress)
+
+
+def write(
+    planned: Plan,
+    out: Path,
+    standalone: bool = False,
+    force: bool = False,
+    progress: Progress = lambda name, nbytes: None,
+) -> Manifest:
+    """Write a planned quantization into the bundle `out`; the arguments and errors are those of `quantize`.
+
+    A float bundle that was never written gives the bytes that it would give had it been.
+    """
+    refuse_target(out, force)
     linked = frozenset() if standalone else planned.worth_linking()
     with writing(out) as folder:
         require_space(folder, planned.bytes_after(linked))
@@ -123,14 +137,13 @@ class Writer:
                 rows = padded_rows(weight.shape[0], scheme.bits, profile)
                 self.matrices[key] = write_matrix(weight, scheme, rows, out, name)
             quantize_uses(planned.model, weight, self.matrices[key], profile, self.folder)
-        elif weight.file is not None:
+        elif not weight.stays_inside:
             if weight.source not in self.kept:
                 self.kept[weight.source] = self._keep(weight, out, name)
             point(weight, self.kept[weight.source], self.folder)
 
     def _keep(self, weight: Weight, out: BinaryIO, name: str) -> Place:
-        assert weight.file is not None
-        linked = self.links.get(weight.file)
+        linked = None if weight.file is None else self.links.get(weight.file)
         if linked is not None:
             return Place(linked, weight.offset, weight.nbytes)
         offset = align(out, weight.nbytes)
@@ -140,11 +153,11 @@ class Writer:
 
     def _carry_over(self, standalone: bool) -> None:
         """The files that belong to no graph: the tokenizer."""
-        manifest = self.plan.manifest
-        graphs = {name for graph in manifest.graphs.values() for name in (graph.file, *graph.weights)}
-        for file in manifest.files:
-            if file.path not in graphs and (standalone or link(self.plan.folder / file.path, self.folder) is None):
-                shutil.copyfile(self.plan.folder / file.path, self.folder / file.path)
+        for name, content in self.plan.bundle.others.items():
+            if isinstance(content, bytes):
+                (self.folder / name).write_bytes(content)
+            elif standalone or link(content, self.folder) is None:
+                shutil.copyfile(content, self.folder / name)
 
     def _describe(self, name: str) -> File:
         """A linked file has the checksum that it was listed with."""

@@ -5,7 +5,7 @@ quantized at all: kernels of convolutions and RVQ codebooks (whose distances are
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from quant.scheme import Scheme
 from runtime.bundle import Profile
-from runtime.bundle_writer import Place
+from runtime.bundle_writer import SMALL, Place
+from runtime.float_bundle import Streamed
 
 CONTRIB = "com.microsoft"
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -28,7 +29,7 @@ Model = ir.Model
 
 
 def open_graph(path: Path) -> Model:
-    """The graph of a bundle; its weights stay on disk."""
+    """A graph of a bundle; its weights stay on disk."""
     return ir.load(path)
 
 
@@ -38,7 +39,10 @@ def save_graph(model: Model, path: Path) -> None:
 
 @dataclass(frozen=True)
 class Weight:
-    """An initializer [*shape] that has not been read: `offset` bytes into `file`, or (None) in the graph itself."""
+    """An initializer [*shape] that has not been read: `offset` bytes into `file`, or (None) in the graph itself.
+
+    One that is `streamed` gives its rows itself; `file` then says where the same bytes happen to lie, if they do.
+    """
 
     value: ir.Value
     name: str
@@ -46,6 +50,7 @@ class Weight:
     dtype: np.dtype
     file: Path | None
     offset: int
+    streamed: Streamed | None = None
 
     @property
     def parameters(self) -> int:
@@ -56,16 +61,25 @@ class Weight:
         return self.parameters * self.dtype.itemsize
 
     @property
-    def source(self) -> tuple[Path, int] | ir.Value:
-        """Where it lies: two graphs that share a weight name the same source."""
+    def source(self) -> Hashable:
+        """Where it comes from: two graphs that share a weight name the same source."""
+        if self.streamed is not None:
+            return self.streamed.key
         return self.value if self.file is None else (self.file, self.offset)
 
     @property
     def is_float(self) -> bool:
         return self.dtype in FLOATS
 
+    @property
+    def stays_inside(self) -> bool:
+        """Whether a graph that keeps it holds it itself: it does so now, and it is small."""
+        return self.file is None and self.nbytes < SMALL
+
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Rows `start` to `stop`, [stop - start, *shape[1:]]; only their bytes are read."""
+        if self.streamed is not None:
+            return self.streamed.rows(start, stop)
         if self.file is None:
             assert self.value.const_value is not None
             return self.value.const_value.numpy()[start:stop]
@@ -114,15 +128,15 @@ def weights(model: Model) -> Iterator[Weight]:
     for value in model.graph.initializers.values():
         tensor = value.const_value
         assert tensor is not None
-        external = tensor if isinstance(tensor, ir.ExternalTensor) else None
-        yield Weight(
-            value=value,
-            name=str(value.name),
-            shape=tuple(tensor.shape.numpy()),
-            dtype=tensor.dtype.numpy(),
-            file=Path(external.path) if external else None,
-            offset=(external.offset or 0) if external else 0,
-        )
+        streamed = tensor if isinstance(tensor, Streamed) else None
+        file, offset = _place(tensor)
+        yield Weight(value, str(value.name), tuple(tensor.shape.numpy()), tensor.dtype.numpy(), file, offset, streamed)
+
+
+def _place(tensor: ir.TensorProtocol) -> tuple[Path | None, int]:
+    if isinstance(tensor, Streamed):
+        return tensor.place or (None, 0)
+    return (Path(tensor.path), tensor.offset or 0) if isinstance(tensor, ir.ExternalTensor) else (None, 0)
 
 
 def padded_rows(rows: int, bits: int, profile: Profile) -> int:

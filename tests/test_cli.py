@@ -142,6 +142,20 @@ def test_what_export_says_for_machines_is_what_inspect_says(edgeomni: Run, tmp_p
     assert edgeomni("export", checkpoint, "-o", tmp_path / "bundle", "--force").code == 0
 
 
+def test_an_export_with_a_recipe_is_a_quantized_bundle_and_its_plan_is_that_of_one(
+    edgeomni: Run, tmp_path: Path
+) -> None:
+    checkpoint = tiny_llama.save(tmp_path / "checkpoint")
+    planned = json.loads(edgeomni("export", checkpoint, "--dry-run", "--recipe", "int4-rtn", "--json").out)
+    floats = json.loads(edgeomni("export", checkpoint, "--dry-run", "--json").out)
+    assert planned["bytes_after"] < floats["bytes_after"] / 3
+    assert "int4 by 32, rtn" in edgeomni("export", checkpoint, "-o", tmp_path / "b", "--recipe", "int4-rtn").out
+    written = json.loads(edgeomni("inspect", tmp_path / "b", "--json").out)
+    assert written["manifest"]["quantization"]["recipe"] == "int4-rtn"
+    assert planned["bytes_after"] == pytest.approx(written["weight_bytes"], rel=0.2)
+    assert "there is no recipe 'int3'" in one_message(edgeomni("export", "nowhere", "-o", "x", "--recipe", "int3"))
+
+
 def test_the_manifest_follows_the_published_schema(edgeomni: Run) -> None:
     schema = json.loads(edgeomni("inspect", "--schema").out)
     assert schema == manifest_schema()

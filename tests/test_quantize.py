@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from export.convert import export
-from quant.plan import plan
+from quant.plan import open_bundle, plan
 from quant.quantize import SLAB, quantize, slabs
 from quant.rewrite import Weight, open_graph, point, save_graph, weights
 from quant.scheme import Recipe, parse_recipe, read_recipe, shipped_recipes
@@ -181,7 +181,7 @@ def test_a_codebook_is_quantized_only_by_a_pattern_that_means_it(tmp_path: Path)
     scheme = "{ bits = 8, group_size = 32 }"
     star, meant = (parse_recipe("r", f'[weights]\n"{name}" = {scheme}') for name in ("audio_*", "*.codebook.embed"))
     for recipe, expected in ((star, False), (meant, True)):
-        decided = [item for graph in plan(omni_bundle(), recipe).graphs for item in graph.decided]
+        decided = [item for graph in plan(open_bundle(omni_bundle()), recipe).graphs for item in graph.decided]
         assert any(item.scheme and item.weight.name.endswith("codebook.embed") for item in decided) == expected
 
 

@@ -12,7 +12,7 @@ from export.decoder import embed_tokens, lm_head
 from export.graph import Subgraph
 from export.vision_encoder import vision_projector
 from quant.affine import dequantize
-from quant.plan import plan
+from quant.plan import open_bundle, plan
 from quant.quantize import quantize, write_matrix
 from quant.rewrite import Weight, external_files, open_graph, padded_rows, quantize_uses, save_graph, weights
 from quant.rtn import rtn
@@ -44,7 +44,7 @@ def quantized(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def rounded(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Graph]]:
     """The float graphs with every weight rounded as the recipe says, but still stored as floats."""
     folder = tmp_path_factory.mktemp("rounded")
-    for graph in plan(omni_bundle(), recipe).graphs:
+    for graph in plan(open_bundle(omni_bundle()), recipe).graphs:
         for item in graph.decided:
             if item.weight.file is not None or item.scheme is not None:
                 values = item.weight.rows(0, item.weight.shape[0])

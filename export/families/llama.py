@@ -138,7 +138,9 @@ def derivations(config: DecoderConfig) -> dict[str, Derived]:
         path = f"model.layers.{layer}.self_attn"
         for kind, tail in (("weight", (config.hidden_size,)), ("bias", ())):
             keys = tuple(f"{path}.{side}_proj.{kind}" for side in "qkv")
-            derived[f"{path}.W_pack.{kind}"] = Derived(keys, tuple((size, *tail) for size in sizes), stack_rows)
+            derived[f"{path}.W_pack.{kind}"] = Derived(
+                keys, tuple((size, *tail) for size in sizes), stack_rows, stacks=True
+            )
     if config.tie_word_embeddings:
         shape = (config.vocab_size, config.hidden_size)
         derived["lm_head.weight"] = Derived(("model.embed_tokens.weight",), (shape,))
