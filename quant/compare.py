@@ -23,7 +23,8 @@ from quant.gates import Gate, Judged, judge
 from quant.layers import layer_rows
 from quant.metrics import cosine, max_abs, non_finite, sqnr
 from quant.observe import Observed
-from quant.record import Reference, Sample, Side, all_feeds, run_sample, side
+from quant.record import Machine, Reference, Sample, Side, all_feeds, run_sample, side
+from quant.task_figures import task_figures
 from runtime.errors import EdgeOmniError
 
 SWAP_TURNS = 8
@@ -54,17 +55,6 @@ class LayerError:
     cosine: float
     sqnr: float
     non_finite: int
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What every figure was measured with."""
-
-    cpu: str
-    onnxruntime: str
-    python: str
-    threads: int  # 0: as many as there are cores
-    turns_sha256: str  # "" where a stored reference brought them
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +183,7 @@ def all_figures(
     ours: Side, theirs: Side, results: Sequence[TurnResult], tensors: Sequence[TensorError], seed: int
 ) -> Iterator[Figure]:
     yield from answer_figures(results, seed)
+    yield from task_figures(results, seed)
     yield from text_figures(results, seed)
     yield from code_figures(results, seed)
     yield from heard_figures(results)

@@ -60,10 +60,9 @@ def serially(pair: Pair, progress: Progress) -> Iterable[Work]:
 def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Recorded) -> TurnResult:
     """The candidate along the reference's answer, and then by itself."""
     turn, speech = reference.turns[index], candidate.manifest.speech
-    prompt = candidate.prompt(turn)
+    prompt, answer = candidate.ask(turn)
     followed = candidate.follow(prompt, recorded.answer.steps)
     steps = stretches_of(recorded, followed)
-    answer = candidate.reply(prompt, turn)
     audible = turn.spoken and any(step.kind == "audio" for step in recorded.answer.steps)
     return TurnResult(
         turn=turn,

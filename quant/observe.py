@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,17 +15,21 @@ from quant.taps import exposed, load
 from quant.turn import Turn
 from runtime.bundle import Manifest, Step
 from runtime.context import Context
+from runtime.conversation import Tally, with_audio
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, StepDone, TextDelta
+from runtime.events import AudioChunk, Event, Finish, StepDone, Timings
 from runtime.prompt import Prompt, Text, concat
 from runtime.reply import Steps, spoken_reply, text_reply
 from runtime.session import InMemory, Options, Session
+from runtime.speech import SpeechDecoder
 
 Feeds = dict[str, np.ndarray]
 KEPT = 3  # runs of each graph whose inputs are kept
 HEAD = "audio_head"
 SILENCE = np.empty(0, np.float32)
+NOT_TIMED = Timings()
+Ending = Literal["end", "limit", "context"]  # by an end token; at a limit, the comparison's or its own; no room left
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options
 
 
@@ -62,12 +66,18 @@ class Taken:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a bundle answers by itself, always the likeliest; `failure` is the error that ended it, if one did."""
+    """What a bundle answers by itself, always the likeliest; `failure` is the error that ended it, if one did.
+
+    `cut` says whether a piece of its speech reached a limit before its end, so that not all of the text is heard.
+    """
 
     text: str
     steps: tuple[Taken, ...]
     wave: NDArray[np.float32]  # [n] at the bundle's rate; none for an answer in text
     failure: str = ""
+    ending: Ending = "end"
+    cut: bool = False
+    timings: Timings = NOT_TIMED
 
     @property
     def ids(self) -> list[int]:
@@ -117,6 +127,7 @@ class Observed(Engine):
         self.manifest = limits.of(self.whole)
         self.swapped: dict[str, Observed] = {}
         self.used: set[str] = set()  # graphs that were asked for since `forget`
+        self._warm: set[tuple[bool, ...]] = set()  # kinds of turns that were answered before
 
     def with_graphs(self, other: "Observed", names: Iterable[str]) -> "Observed":
         """The same engine with some graphs of another bundle in the place of its own; sessions are shared."""
@@ -173,11 +184,26 @@ class Observed(Engine):
         said = [Text(turn.text)] if turn.text.strip() else []
         return concat([self.format.open_conversation(None), self.format.user_turn([*media, *seen, *said], turn.spoken)])
 
-    def reply(self, prompt: Prompt, turn: Turn) -> Answer:
+    def ask(self, turn: Turn) -> tuple[Prompt, Answer]:
+        """A turn as a prompt, and the answer, whose times count from before its media were encoded.
+
+        The first turn of each kind is asked twice: to open graphs and to touch memory for the first time is no part of
+        what an answer takes.
+        """
+        kind = (turn.spoken, turn.audio is not None, bool(turn.images))
+        if kind not in self._warm:
+            self._warm.add(kind)
+            self.reply(self.prompt(turn), turn)
+            self.forget()
+        tally = Tally()
+        prompt = self.prompt(turn)
+        return prompt, self.reply(prompt, turn, tally)
+
+    def reply(self, prompt: Prompt, turn: Turn, tally: Tally | None = None) -> Answer:
         """Answer a turn as its metric asks: with the letter of an option, or in words or speech of its own."""
         if turn.metric == "letter":
             return self.choose(prompt, len(turn.choices))
-        return self.answer(prompt, turn.spoken, self._step(turn))
+        return self.answer(prompt, turn.spoken, self._step(turn), tally)
 
     def _step(self, turn: Turn) -> Step:
         """How an answer in text is made; a suite's may be longer than the limits."""
@@ -208,37 +234,66 @@ class Observed(Engine):
             )
         return single
 
-    def answer(self, prompt: Prompt, spoken: bool, step: Step | None = None) -> Answer:
-        """Answer by itself, always the likeliest token and code, within the limits or those of a text step."""
-        text, steps, failure = "", [], ""
-        try:
-            for event in self._generate(prompt, spoken, step or self.manifest.generation.text):
-                if isinstance(event, TextDelta):
-                    text += event.text
-                elif isinstance(event, StepDone) and len(step := taken(event)):
-                    steps.append(step)
-                    if spoken and self._enough(steps):
-                        break
-            wave = self.sound(steps) if spoken else SILENCE
-        except EdgeOmniError as error:
-            wave, failure = SILENCE, str(error)
-        return Answer(text, tuple(steps), wave, failure)
+    def answer(self, prompt: Prompt, spoken: bool, step: Step | None = None, tally: Tally | None = None) -> Answer:
+        """Answer by itself, always the likeliest token and code, within the limits or those of a text step.
 
-    def _generate(self, prompt: Prompt, spoken: bool, step: Step) -> Steps:
+        `tally` has counted the time since the question; without one it starts here.
+        """
+        tally, steps, chunks = tally or Tally(), [], [SILENCE]
+        try:
+            speech = self._sounding() if spoken else None
+            made = self._generate(prompt, spoken, step or self.manifest.generation.text, tally)
+            finish = self._gather(with_audio(made, speech, tally), steps, chunks, spoken)
+            if finish is None and speech is not None:
+                rest = tally.noted(event for part in (speech.end_segment, speech.finish) for event in part())
+                chunks += [event.samples for event in rest if isinstance(event, AudioChunk)]
+        except EdgeOmniError as error:
+            return Answer("".join(tally.text), tuple(steps), SILENCE, str(error))
+        cut = any(map(self._cut, steps))
+        ending = "limit" if cut or finish in (None, "length") else finish
+        return Answer("".join(tally.text), tuple(steps), np.concatenate(chunks), "", ending, cut, tally.total())
+
+    def _generate(self, prompt: Prompt, spoken: bool, step: Step, tally: Tally) -> Steps:
         context, writer = self.context(), self.writer(np.random.default_rng(self.limits.seed), greedy=True)
         context.append(prompt)
         for _ in context.read(keep=1):
             pass
+        tally.prefilled(len(prompt))
         if spoken:
             return spoken_reply(context, writer, self.voice(greedy=True), self.compat)
         return text_reply(context, writer, step)
 
+    def _gather(
+        self, events: Generator[Event, None, Finish], steps: list[Taken], chunks: list[np.ndarray], spoken: bool
+    ) -> Finish | None:
+        """Collect what is made until it ends or, in speech, is enough; returns why it ended, None for enough."""
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as stop:
+                return stop.value
+            if isinstance(event, AudioChunk):
+                chunks.append(event.samples)
+            elif isinstance(event, StepDone) and len(done := taken(event)):
+                steps.append(done)
+                if spoken and self._enough(steps):
+                    return None
+
+    def _cut(self, step: Taken) -> bool:
+        """Whether a piece of speech ended without its end code."""
+        return step.kind == "audio" and int(step.chosen[-1, 0]) != self.choices_of_code[0] - 1
+
     def _enough(self, steps: Sequence[Taken]) -> bool:
         """Whether a spoken answer is as long as it may get; a piece of text is followed by its audio first."""
-        if steps[-1].kind == "text":
+        if steps[-1].kind == "text" or self._said_all(steps):
             return False
         made = {kind: sum(len(step.chosen) for step in steps if step.kind == kind) for kind in ("text", "audio")}
         return made["audio"] >= self.limits.max_frames or made["text"] >= self.limits.max_new
+
+    def _said_all(self, steps: Sequence[Taken]) -> bool:
+        """Whether the last piece of text has the token that ends an answer."""
+        last = next(step for step in reversed(steps) if step.kind == "text")
+        return int(last.chosen[-1]) in self.manifest.tokens.eos
 
     def follow(self, prompt: Prompt, steps: Sequence[Taken]) -> Followed:
         """Read the prompt and then another's answer in place of its own, and say what each choice looked like.
@@ -282,13 +337,16 @@ class Observed(Engine):
 
     def sound(self, steps: Sequence[Taken]) -> NDArray[np.float32]:
         """The waveform [n] of an answer's codes, with the seed's noise."""
-        decoder = self.speech(np.random.default_rng(self.limits.seed), "exact", zero_noise=False)
+        decoder = self._sounding()
         chunks: list[AudioChunk] = []
         for step in steps:
             if step.kind == "audio":
                 chunks += [*decoder.push(step.chosen), *decoder.end_segment()]
         chunks += decoder.finish()
         return np.concatenate([SILENCE, *(chunk.samples for chunk in chunks)])
+
+    def _sounding(self) -> SpeechDecoder:
+        return self.speech(np.random.default_rng(self.limits.seed), "exact", zero_noise=False)
 
 
 def taken(done: StepDone) -> Taken:

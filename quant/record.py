@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from quant.layers import layer_rows
+from quant.memory import Memory
 from quant.metrics import Top, log_softmax, top
 from quant.observe import HEAD, KEPT, Answer, Feeds, Limits, Observed, Taken
 from quant.turn import Turn
@@ -61,6 +62,17 @@ def side(folder: Path, manifest: Manifest) -> Side:
     )
 
 
+@checked_dataclass(frozen=True, config=STRICT)
+class Machine:
+    """What every figure was measured with."""
+
+    cpu: str
+    onnxruntime: str
+    python: str
+    threads: int  # 0: as many as there are cores
+    turns_sha256: str  # "" where a stored reference brought them
+
+
 @dataclass(frozen=True, eq=False)
 class Seen:
     """n choices from one vocabulary or codebook: their distributions, and the log-probability of what was taken."""
@@ -101,6 +113,8 @@ class Reference(Protocol):
     limits: Limits
     turns: tuple[Turn, ...]
     engine: Observed | None  # None where only its record is here
+    machine: Machine | None  # where a record was made; None: where it is compared
+    memory: Memory | None  # None where it was not measured
 
     def recorded(self, index: int) -> Recorded: ...
 
@@ -110,18 +124,19 @@ class Reference(Protocol):
 class Live:
     """A reference bundle that is asked now; `k` None keeps its distributions whole."""
 
-    def __init__(self, engine: Observed, turns: Sequence[Turn], k: int | None = None):
+    machine: Machine | None = None
+
+    def __init__(self, engine: Observed, turns: Sequence[Turn], k: int | None = None, memory: Memory | None = None):
         self.engine: Observed | None = engine
         self.turns, self.k, self.limits = tuple(turns), k, engine.limits
         self.side = side(engine.folder, engine.whole)
-        self._asked = engine
+        self._asked, self.memory = engine, memory
         self.fed: Fed = {}
 
     def recorded(self, index: int) -> Recorded:
         turn = self.turns[index]
         self._asked.forget()
-        prompt = self._asked.prompt(turn)
-        answer = self._asked.reply(prompt, turn)
+        prompt, answer = self._asked.ask(turn)
         found = record_turn(self._asked, prompt, answer, self.k)
         self.merge({name: [(index, run, fed) for run, fed in enumerate(k)] for name, k in self._asked.kept().items()})
         return found

@@ -16,13 +16,15 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from quant.media import Embedded, Media
+from quant.memory import Memory
 from quant.metrics import Top
-from quant.observe import Answer, Feeds, Limits, Observed, Taken
-from quant.record import STRICT, Live, Recorded, Sample, Seen, Side
+from quant.observe import Answer, Ending, Feeds, Limits, Observed, Taken
+from quant.record import STRICT, Live, Machine, Recorded, Sample, Seen, Side
 from quant.turn import Metric, Turn
 from runtime.bundle import sha256_of
 from runtime.bundle_writer import writing
 from runtime.errors import EdgeOmniError
+from runtime.events import Timings
 
 REFERENCE = "reference.json"
 SAMPLES = "samples.npz"
@@ -48,6 +50,9 @@ class StoredTurn:
     streams: tuple[int, ...]
     answer: str
     failure: str
+    ending: Ending
+    cut: bool
+    timings: Timings
     prompt_positions: int
     prefill: float
     token_seconds: tuple[float, ...]
@@ -60,6 +65,8 @@ class Index:
 
     version: Literal[2]
     side: Side
+    machine: Machine | None  # where the times are from
+    memory: Memory | None
     top_k: int
     max_new: int
     max_frames: int
@@ -69,8 +76,11 @@ class Index:
     files: dict[str, str]  # name -> sha256
 
 
-def record(reference: Live, out: Path, progress: Progress = lambda text: None) -> None:
-    """Write the folder `out`, whole or not at all; EdgeOmniError where something is there already."""
+def record(reference: Live, out: Path, progress: Progress = lambda text: None, machine: Machine | None = None) -> None:
+    """Write the folder `out`, whole or not at all; EdgeOmniError where something is there already.
+
+    `machine` is where this is: times mean nothing without it.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise EdgeOmniError(f"{out} exists; name a folder that does not")
     with writing(out) as folder:
@@ -84,6 +94,8 @@ def record(reference: Live, out: Path, progress: Progress = lambda text: None) -
         index = Index(
             version=2,
             side=reference.side,
+            machine=machine,
+            memory=reference.memory,
             top_k=reference.k or TOP_K,
             max_new=limits.max_new,
             max_frames=limits.max_frames,
@@ -125,6 +137,9 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
         prompt_positions=found.prompt_positions,
         prefill=found.prefill,
         token_seconds=found.token_seconds,
+        ending=found.answer.ending,
+        cut=found.answer.cut,
+        timings=found.answer.timings,
         file=name,
     )
 
@@ -160,6 +175,7 @@ class Stored:
     def __init__(self, folder: Path):
         self.folder, self.index = folder, read_index(folder)
         self.side = replace(self.index.side, path=str(folder))
+        self.machine, self.memory = self.index.machine, self.index.memory
         self.limits = Limits(self.index.max_new, self.index.max_frames, self.index.seed)
         self.turns = tuple(self._turn(turn) for turn in self.index.turns)
 
@@ -183,7 +199,7 @@ class Stored:
         turn = self.index.turns[index]
         arrays = self._arrays(turn.file)
         steps = (Taken(kind, arrays[f"{n}.inputs"], arrays[f"{n}.chosen"]) for n, kind in enumerate(turn.kinds))
-        answer = Answer(turn.answer, tuple(steps), arrays["wave"], turn.failure)
+        answer = Answer(turn.answer, tuple(steps), arrays["wave"], turn.failure, turn.ending, turn.cut, turn.timings)
         seen = (
             tuple(_seen(arrays, f"{place}.{stream}") for stream in range(streams))
             for place, streams in enumerate(turn.streams)

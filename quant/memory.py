@@ -1,0 +1,93 @@
+"""How much memory a bundle takes when it answers, measured in a process of its own that does nothing else.
+
+`python -m quant.memory` reads what to do as JSON from its input and prints a `Memory` as JSON.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from runtime.errors import EdgeOmniError
+
+STATUS = Path("/proc/self/status")  # where Linux counts memory by kind
+SECOND = 16000  # samples of noise that are heard, where the bundle listens
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Memory:
+    """Bytes: `peak` of the process, mapped weights and libraries included; `private` ones that are its own at the end.
+
+    `empty` is the peak of the process before it opens the bundle: Python, numpy and ONNX Runtime.
+    """
+
+    peak: int
+    private: int
+    empty: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A bundle, and how long its answers are; it answers one question in text, and in speech where it speaks."""
+
+    bundle: str
+    threads: int
+    cache: str | None
+    max_new: int
+    max_frames: int
+
+
+def measured(task: Task) -> Memory | None:
+    """Memory of a fresh process that carries out the task; None where the system does not count it by kind.
+
+    EdgeOmniError where the process fails.
+    """
+    if not STATUS.is_file():
+        return None
+    done = subprocess.run(
+        [sys.executable, "-m", "quant.memory"], input=json.dumps(asdict(task)), capture_output=True, text=True,
+        cwd=Path(__file__).parents[1], check=False,
+    )  # fmt: skip
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        raise EdgeOmniError(f"{task.bundle} could not answer in a process of its own: {last[0]}")
+    return Memory(**json.loads(done.stdout))
+
+
+def measure(task: Task) -> Memory:
+    """The same in this process, which the peak counts from its start."""
+    from quant.observe import Limits
+    from runtime.bundle import read_bundle
+    from runtime.conversation import Choices, Conversation
+    from runtime.engine import Engine
+    from runtime.prompt import Audio, Part, Text
+    from runtime.session import Options
+
+    empty = status()["VmHWM"]
+    folder, cache = Path(task.bundle), None if task.cache is None else Path(task.cache)
+    engine = Engine(folder, Options(threads=task.threads, provider=read_bundle(folder).profile, prepack_cache=cache))
+    engine.manifest = Limits(task.max_new, task.max_frames).of(engine.manifest)
+    noise = np.random.default_rng(0).normal(0, 0.1, SECOND).astype(np.float32)
+    heard: list[Audio] = [engine.hear(noise)] if engine.manifest.audio else []
+    parts: Sequence[Part] = [*heard, Text("Tell me what you know about the sea.")]
+    for spoken in (False, True) if engine.manifest.speech else (False,):
+        for _ in Conversation.open(engine, seed=0).reply(parts, Choices(spoken=spoken, greedy=True)):
+            pass
+    found = status()
+    return Memory(peak=found["VmHWM"], private=found["RssAnon"], empty=empty)
+
+
+def status() -> dict[str, int]:
+    """Bytes of this process by kind."""
+    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return {name: 1024 * int(fields[name].split()[0]) for name in ("RssAnon", "VmHWM")}
+
+
+if __name__ == "__main__":
+    print(json.dumps(asdict(measure(Task(**json.loads(sys.stdin.read()))))))
