@@ -1,25 +1,23 @@
 """The figures of a comparison, each with its 95 % interval over turns where turns are a sample: what gates may name."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.defects import clicks, degeneracies, log_mel_distance, silence
 from quant.metrics import (
-    detectable_loss,
-    mcnemar,
     paired_interval,
     proportion_interval,
     ratio_of_sums,
-    unseen_share,
 )
 from quant.observe import Answer
 from quant.record import GraphCost, Side
+from quant.score import Score, score
 from quant.stretch import Stretch, joined
 from quant.turn import Turn
-from quant.wer import contains_answer, word_errors
+from quant.wer import word_errors
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +44,15 @@ KNOWN = {
     "answers.accuracy_loss": "share of right answers that was lost",
     "answers.mcnemar_p": "p-value of the exact McNemar test",
     "answers.detectable_loss": "smallest loss that so many turns show in 4 of 5 cases",
+    "suite.*.accuracy_reference": "share of right answers of the reference in one data set",
+    "suite.*.accuracy": "share of right answers of the candidate in one data set",
+    "suite.*.accuracy_loss": "share of right answers that was lost in one data set",
+    "suite.*.mcnemar_p": "p-value of the exact McNemar test in one data set",
+    "suite.*.detectable_loss": "smallest loss that so many items of a data set show in 4 of 5 cases",
+    "suite.*.error_rate_reference": "word or character error rate of the reference's transcriptions",
+    "suite.*.error_rate": "word or character error rate of the candidate's transcriptions",
+    "suite.*.error_rate_added": "error rate of the candidate's transcriptions, less that of the reference's",
+    "suite.*.detectable_errors": "smallest rise of the error rate that so many items show in 4 of 5 cases",
     "speech.duration_ratio": "length of the free-running speech, candidate over reference",
     "speech.silence_added": "share of silent frames, less that of the reference",
     "speech.clicks_added": "clicks, less those of the reference",
@@ -86,10 +93,12 @@ class TurnResult:
     decode: tuple[float, float]  # seconds a token, median
     rate: int = 0  # samples a second of the waves; 0 for an answer in text
     defects: tuple[tuple[str, ...], tuple[str, ...]] = field(init=False)
+    scores: tuple[Score, Score] | None = field(init=False)
 
     def __post_init__(self) -> None:
         found = tuple(degeneracies(answer, self.turn.spoken) for answer in (self.reference, self.candidate))
         object.__setattr__(self, "defects", found)
+        object.__setattr__(self, "scores", _scored(self.turn, self.reference, self.candidate))
 
     @property
     def exact(self) -> bool:
@@ -97,14 +106,13 @@ class TurnResult:
 
     @property
     def right(self) -> tuple[bool, bool] | None:
-        """Whether the two answers hold one of the expected texts; None where none is given."""
-        if not self.turn.answers:
-            return None
-        ours, theirs = (
-            any(contains_answer(said.text, wanted) for wanted in self.turn.answers)
-            for said in (self.reference, self.candidate)
-        )
-        return ours, theirs
+        """Whether the two answers are right; None where nothing was expected, or only another model could tell."""
+        return None if self.scores is None else (self.scores[0].right, self.scores[1].right)
+
+
+def _scored(turn: Turn, reference: Answer, candidate: Answer) -> tuple[Score, Score] | None:
+    ours, theirs = score(turn, reference.text), score(turn, candidate.text)
+    return None if ours is None or theirs is None else (ours, theirs)
 
 
 def text_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
@@ -119,9 +127,9 @@ def text_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     counts = [len(ref) for ref, _ in kept]
     yield known("text.kl_p95", float(np.percentile(kl, 95)), len(kl))
     squares = [np.sum(np.square(np.exp(cand) - np.exp(ref))) for ref, cand in kept]
-    yield _over_turns("text.rms_delta_p", _root, (squares, counts), len(kl), seed)
+    yield over_turns("text.rms_delta_p", _root, (squares, counts), len(kl), seed)
     lost = [np.sum(ref - cand) for ref, cand in kept]
-    yield _over_turns("text.perplexity_ratio", _exp, (lost, counts), len(kl), seed)
+    yield over_turns("text.perplexity_ratio", _exp, (lost, counts), len(kl), seed)
 
 
 def code_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
@@ -135,7 +143,7 @@ def code_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     yield from _distribution("codes", every, seed)
     frames = [r.frames for r in results if len(r.frames)]
     columns = ([float(same.sum()) for same in frames], [len(same) for same in frames])
-    yield _over_turns("codes.frames", ratio_of_sums, columns, sum(columns[1]), seed)
+    yield over_turns("codes.frames", ratio_of_sums, columns, sum(columns[1]), seed)
     for name in spoken[0]:
         yield from _distribution(name, [streams[name] for streams in spoken if name in streams], seed)
 
@@ -150,9 +158,9 @@ def _distribution(name: str, stretches: Sequence[Stretch], seed: int) -> Iterato
     total = sum(len(s.kl) for s in stretches)
     if sum(counts):
         sums = [np.sum(s.kl[s.finite]) for s in stretches]
-        yield _over_turns(f"{name}.kl", ratio_of_sums, (sums, counts), sum(counts), seed)
+        yield over_turns(f"{name}.kl", ratio_of_sums, (sums, counts), sum(counts), seed)
         same = [float(np.sum(s.same)) for s in stretches]
-        yield _over_turns(f"{name}.top1", ratio_of_sums, (same, [len(s.kl) for s in stretches]), total, seed)
+        yield over_turns(f"{name}.top1", ratio_of_sums, (same, [len(s.kl) for s in stretches]), total, seed)
 
 
 def heard_figures(results: Sequence[TurnResult]) -> Iterator[Figure]:
@@ -164,32 +172,16 @@ def heard_figures(results: Sequence[TurnResult]) -> Iterator[Figure]:
 
 def answer_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     """Free-running answers: how many are the same, and right."""
-    yield _share("answers.exact", [r.exact for r in results])
+    yield share("answers.exact", [r.exact for r in results])
     edits = [word_errors(r.reference.text, r.candidate.text) for r in results]
     columns = ([e.total for e in edits], [e.count for e in edits])
     if sum(columns[1]):
-        yield _over_turns("answers.wer", ratio_of_sums, columns, len(results), seed)
+        yield over_turns("answers.wer", ratio_of_sums, columns, len(results), seed)
     added = sum(bool(r.defects[1]) for r in results) - sum(bool(r.defects[0]) for r in results)
     yield known("answers.degenerate_added", added, len(results))
-    judged = [r.right for r in results if r.right is not None]
-    if judged:
-        yield from _accuracy(judged, seed)
 
 
-def _accuracy(judged: Sequence[tuple[bool, bool]], seed: int) -> Iterator[Figure]:
-    n = len(judged)
-    ref, cand = ([pair[side] for pair in judged] for side in (0, 1))
-    losses, gains = (sum(pair == kind for pair in judged) for kind in ((True, False), (False, True)))
-    yield _share("answers.accuracy_reference", ref)
-    yield _share("answers.accuracy", cand)
-    loss = _over_turns("answers.accuracy_loss", _mean_difference, (ref, cand), n, seed)
-    unseen = unseen_share(n)
-    yield loss if losses or gains else replace(loss, low=-unseen, high=unseen)
-    yield known("answers.mcnemar_p", mcnemar(losses, gains), n)
-    yield known("answers.detectable_loss", detectable_loss(n, gains / n), n)
-
-
-def _share(name: str, found: Sequence[bool]) -> Figure:
+def share(name: str, found: Sequence[bool]) -> Figure:
     return Figure(
         name, meaning_of(name), sum(found) / len(found), len(found), *proportion_interval(sum(found), len(found))
     )
@@ -201,16 +193,16 @@ def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]
     if not spoken:
         return
     lengths = ([float(len(r.candidate.wave)) for r in spoken], [float(len(r.reference.wave)) for r in spoken])
-    yield _over_turns("speech.duration_ratio", ratio_of_sums, lengths, len(spoken), seed)
+    yield over_turns("speech.duration_ratio", ratio_of_sums, lengths, len(spoken), seed)
     silent = ([silence(r.candidate.wave) for r in spoken], [silence(r.reference.wave) for r in spoken])
-    yield _over_turns("speech.silence_added", _mean_difference, silent, len(spoken), seed)
+    yield over_turns("speech.silence_added", mean_difference, silent, len(spoken), seed)
     yield known(
         "speech.clicks_added",
         sum(clicks(r.candidate.wave) - clicks(r.reference.wave) for r in spoken),
         len(spoken),
     )
     distances = [log_mel_distance(r.reference.wave, r.same_wave, r.rate) for r in spoken]
-    yield _over_turns("speech.log_mel", ratio_of_sums, (distances, [1.0] * len(spoken)), len(spoken), seed)
+    yield over_turns("speech.log_mel", ratio_of_sums, (distances, [1.0] * len(spoken)), len(spoken), seed)
 
 
 def weight_figures(reference: Side, candidate: Side) -> Iterator[Figure]:
@@ -225,7 +217,7 @@ def time_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
         timed = [pair for pair in pairs if min(pair) > 0]
         if timed:
             columns = ([pair[1] for pair in timed], [pair[0] for pair in timed])
-            yield _over_turns(f"cost.{name}_ratio", _ratio_of_medians, columns, len(timed), seed)
+            yield over_turns(f"cost.{name}_ratio", _ratio_of_medians, columns, len(timed), seed)
 
 
 def bits_per_weight(graphs: Sequence[GraphCost]) -> float:
@@ -233,7 +225,7 @@ def bits_per_weight(graphs: Sequence[GraphCost]) -> float:
     return 8 * sum(graph.weight_bytes for graph in graphs) / max(1, sum(graph.parameters for graph in graphs))
 
 
-def _over_turns(
+def over_turns(
     name: str, statistic: Callable[..., Floats], columns: tuple[Sequence[float], ...], count: int, seed: int
 ) -> Figure:
     arrays = [np.asarray(column, np.float64) for column in columns]
@@ -248,6 +240,8 @@ def known(name: str, value: float, count: int) -> Figure:
 def meaning_of(name: str) -> str:
     if name in KNOWN:
         return KNOWN[name]
+    if name.startswith("suite."):
+        return KNOWN["suite.*." + name.rsplit(".", 1)[1]]
     stem = name.rstrip("0123456789")
     return KNOWN["heard*"] if stem == "heard" else KNOWN["code*." + name.split(".")[1]]
 
@@ -260,7 +254,7 @@ def _exp(lost: Floats, counts: Floats, axis: int = -1) -> Floats:
     return np.exp(ratio_of_sums(lost, counts, axis))
 
 
-def _mean_difference(upper: Floats, lower: Floats, axis: int = -1) -> Floats:
+def mean_difference(upper: Floats, lower: Floats, axis: int = -1) -> Floats:
     return np.mean(upper - lower, axis=axis)
 
 

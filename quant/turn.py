@@ -109,14 +109,17 @@ def lacking(turn: Turn, manifest: Manifest) -> tuple[str, ...]:
 
 def refuse_unfit(turns: Sequence[Turn], manifest: Manifest) -> None:
     """EdgeOmniError that names the turns which a bundle of this kind cannot take."""
-    found = [(number, turn, lacking(turn, manifest)) for number, turn in enumerate(turns, 1)]
     unfit = [
-        f"  {f'{turn.suite} {turn.item}' if turn.suite else f'turn {number}'}: needs a model that can {' and '.join(lacks)}"
-        for number, turn, lacks in found
-        if lacks
+        f"  {name_of(turn, number)}: needs a model that can {' and '.join(lacks)}"
+        for number, turn in enumerate(turns, 1)
+        if (lacks := lacking(turn, manifest))
     ]
     if unfit:
         raise EdgeOmniError(f"{manifest.family} cannot take {len(unfit)} of the turns:\n" + listed(unfit))
+
+
+def name_of(turn: Turn, number: int) -> str:
+    return f"{turn.suite} {turn.item}" if turn.suite else f"turn {number}"
 
 
 def listed(lines: Sequence[str]) -> str:
