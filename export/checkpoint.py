@@ -11,6 +11,7 @@ from export.files import file_size, read_json_object
 from export.gguf_file import read_gguf
 from export.lazy_tensor import LazyTensor
 from export.problems import gathering, listed, refuse
+from export.quantized_layers import assembled
 from export.safetensors_file import read_safetensors, read_sharded
 from export.torch_archive import read_torch
 from runtime.errors import CheckpointError
@@ -36,6 +37,8 @@ class CheckpointFile:
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, LazyTensor]):
     """An opened checkpoint: a mapping of the checkpoint's own keys to tensors that have not been read.
+
+    What a quantized layer is made of (`….qweight` and such) is one tensor here, under the key of its weight.
 
     `config` is config.json as the file states it (empty for a GGUF without one), `metadata` the key-value pairs of
     a GGUF (empty otherwise). `hift` holds the vocoder's tensors, keys without prefix and weight norm always spelled
@@ -100,6 +103,9 @@ def _open_folder(folder: Path) -> Checkpoint:
         config = _read_config(folder, weights.kind)
     with gathering(problems):
         hift = _read_hift(folder)
+    if not problems:
+        with gathering(problems):
+            weights = replace(weights, tensors=assembled(weights.tensors, config, folder))
     refuse(f"checkpoint {str(folder)!r}", problems)
     hift_config = folder / HIFT_CONFIG
     return Checkpoint(
