@@ -16,7 +16,7 @@ from runtime.errors import EdgeOmniError
 EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "camera",
-    **dict.fromkeys(("scipy", "jiwer"), "compare"),
+    **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
 
@@ -39,13 +39,37 @@ Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as 
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
 Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
 LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]
-TurnFile = Annotated[
-    Path | None,
-    typer.Option("--turns", metavar="FILE.jsonl", help="Turns to answer; else those that come along."),
+TurnFiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--turns", metavar="FILE.jsonl", help="Turns to answer, as often as wanted; else those that come along."
+    ),
 ]
+SuiteNames = Annotated[
+    list[str] | None,
+    typer.Option("--suite", metavar="NAME", help="A data set as its authors publish it, as often as wanted."),
+]
+SuiteData = Annotated[
+    list[Path] | None,
+    typer.Option("--data", metavar="DIR", help="Where it lies: one for each --suite, in their order."),
+]
+Limit = Annotated[int, typer.Option(min=0, help="Items of each data set, drawn with the seed; 0: all.")]
 MaxNew = Annotated[int, typer.Option(min=1, help="Most text tokens of an answer.")]
 MaxFrames = Annotated[int, typer.Option(min=1, help="Most audio frames of a spoken answer.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
+
+
+def show_suites(wanted: bool) -> None:
+    if wanted:
+        from apps.turn_sources import suites_as_text
+
+        print(suites_as_text())
+        raise typer.Exit
+
+
+ShowSuites = Annotated[
+    bool, typer.Option("--suites", callback=show_suites, is_eager=True, help="Show what suites there are, and leave.")
+]
 
 
 def show_version(wanted: bool) -> None:
@@ -188,7 +212,11 @@ def parity(
 def record(
     bundle: Bundle,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="REFDIR", help="Folder to write.")],
-    turns: TurnFile = None,
+    turns: TurnFiles = None,
+    suite: SuiteNames = None,
+    data: SuiteData = None,
+    limit: Limit = 0,
+    _suites: ShowSuites = False,
     max_new: MaxNew = 48,
     max_frames: MaxFrames = 64,
     seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
@@ -197,9 +225,11 @@ def record(
 ) -> None:
     """Store a bundle's answers, so that a machine which cannot load it can compare against them."""
     from apps.compare_command import Settings, record_command
+    from apps.turn_sources import turn_sources
     from quant.observe import Limits
 
-    record_command(bundle, out, Settings(turns, Limits(max_new, max_frames, seed), threads, no_cache))
+    asked = turn_sources(turns, suite, data, limit, seed)
+    record_command(bundle, out, Settings(asked, Limits(max_new, max_frames, seed), threads, no_cache))
 
 
 @app.command()
@@ -207,7 +237,11 @@ def compare(
     reference: Annotated[Path, typer.Argument(metavar="REF", help="A bundle, or what `edgeomni record` wrote.")],
     candidate: Annotated[Path, typer.Argument(metavar="CAND", help="The bundle that is to be judged.")],
     report: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html, report.md and report.json.")],
-    turns: TurnFile = None,
+    turns: TurnFiles = None,
+    suite: SuiteNames = None,
+    data: SuiteData = None,
+    limit: Limit = 0,
+    _suites: ShowSuites = False,
     gates: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Limits of figures; exit code 1 if one is not kept.")
     ] = None,
@@ -223,9 +257,12 @@ def compare(
     """Measure what a smaller bundle loses against its reference, and in which graph."""
     from apps.compare_command import Settings, compare_command, show
     from apps.findings import report_record
+    from apps.turn_sources import turn_sources
     from quant.observe import Limits
 
-    settings = Settings(turns, Limits(max_new, max_frames, seed), threads, no_cache)
+    settings = Settings(
+        turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache
+    )
     found = compare_command(reference, candidate, report, settings, gates, swap_turns, margin, quiet=as_json)
     emit(report_record(found)) if as_json else show(found, report)
     raise typer.Exit(0 if found.passed else 1)

@@ -7,15 +7,15 @@ from typing import Any
 
 from apps import findings, report, tables
 from apps.doctor import cache_folder, examine
+from apps.turn_sources import TurnSources
 from quant.compare import Comparison, Machine, compare, refuse_unlike
 from quant.gates import read_gates
 from quant.observe import Limits, Observed
 from quant.record import Live, Reference, side
 from quant.stored import REFERENCE, TOP_K, Stored
 from quant.stored import record as store
-from quant.turn import DEFAULT, Turn, lacking, read_turns, refuse_unfit
 from quant.verdict import verdict
-from runtime.bundle import Manifest, read_bundle, sha256_of
+from runtime.bundle import read_bundle
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
 
@@ -28,7 +28,7 @@ SHOWN = ("text.kl", "text.top1", "text.rms_delta_p", "text.perplexity_ratio", "c
 class Settings:
     """What both commands take."""
 
-    turns: Path | None = None
+    turns: TurnSources = field(default_factory=TurnSources)
     limits: Limits = field(default_factory=Limits)
     threads: int = 0
     no_cache: bool = False
@@ -38,19 +38,11 @@ class Settings:
         options = Options(threads=self.threads, provider=read_bundle(folder).profile, prepack_cache=cache)
         return Observed(folder, options, limits)
 
-    def turns_for(self, manifest: Manifest) -> tuple[Turn, ...]:
-        """The turns of the file, all of which must fit; or those that come along, as far as they do."""
-        if self.turns is None:
-            return tuple(turn for turn in read_turns(DEFAULT) if not lacking(turn, manifest))
-        turns = read_turns(self.turns)
-        refuse_unfit(turns, manifest)
-        return turns
-
 
 def record_command(reference: Path, out: Path, settings: Settings, quiet: bool = False) -> None:
     """Store what a bundle answers, for comparisons on machines that cannot load it."""
     engine = settings.open(reference, settings.limits)
-    turns = settings.turns_for(engine.whole)
+    turns = settings.turns.turns_for(engine.whole)
     with tables.waiting("recording", quiet) as status:
         store(Live(engine, turns, TOP_K), out, _shown(status, quiet))
     tables.line(f"{out}: {len(turns)} turns answered by {reference}.")
@@ -73,7 +65,7 @@ def compare_command(
     refuse_unlike(ours.side, side(candidate, read_bundle(candidate)))
     report.prepare(folder)
     engine = settings.open(candidate, ours.limits)
-    machine = _machine(settings, "" if isinstance(ours, Stored) else sha256_of(settings.turns or DEFAULT))
+    machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
     with tables.waiting("comparing", quiet) as status:
         found = compare(ours, engine, machine, gates, swap_turns, margin, _shown(status, quiet))
     report.write(found, folder)
@@ -83,9 +75,9 @@ def compare_command(
 def _reference(path: Path, settings: Settings) -> Reference:
     if not (path / REFERENCE).is_file():
         engine = settings.open(path, settings.limits)
-        return Live(engine, settings.turns_for(engine.whole))
-    if settings.turns is not None:
-        raise EdgeOmniError(f"{path} is a stored reference, which brings its own turns; leave --turns out")
+        return Live(engine, settings.turns.turns_for(engine.whole))
+    if settings.turns:
+        raise EdgeOmniError(f"{path} is a stored reference, which brings its own turns; leave --turns and --suite out")
     return Stored(path)
 
 

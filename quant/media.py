@@ -49,7 +49,10 @@ def pictures(field: str) -> list[str]:
     """The entries of a field that holds one text or, as a Python list, several."""
     if not field.startswith("["):
         return [field]
-    return [str(entry) for entry in ast.literal_eval(field)]
+    try:
+        return [str(entry) for entry in ast.literal_eval(field)]
+    except (ValueError, SyntaxError):
+        return [field]
 
 
 def source(media: Media) -> Path | bytes:

@@ -37,6 +37,7 @@ ONLY_IN = {
     ("quant", "onnx_ir"): {"quant/rewrite.py", "quant/taps.py"},
     ("quant", "faster_whisper"): {"quant/recognise.py"},
     ("quant", "jiwer"): {"quant/wer.py"},
+    ("quant", "yaml"): {"quant/suites/ultraeval.py"},
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
