@@ -1,11 +1,13 @@
 """Two bundles, the same turns: graph by graph, choice by choice, answer by answer, and which graph lost it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from quant.advice import Advice, Governing, advice, governing
 from quant.attribution import Swap, summed
+from quant.cost import Cost, cost, cost_figures
 from quant.each_turn import Pair, Progress, Spread, serially
 from quant.figures import (
     Figure,
@@ -14,17 +16,21 @@ from quant.figures import (
     code_figures,
     heard_figures,
     known,
-    speech_figures,
     text_figures,
     time_figures,
     weight_figures,
 )
 from quant.gates import Gate, Judged, judge
 from quant.layers import layer_rows
+from quant.memory import Memory
 from quant.metrics import cosine, max_abs, non_finite, sqnr
 from quant.observe import Observed
+from quant.recognise import Recogniser
 from quant.record import Machine, Reference, Sample, Side, all_feeds, run_sample, side
+from quant.speech_figures import speech_figures
+from quant.spoken import heard
 from quant.task_figures import task_figures
+from quant.within import Within, lost_within
 from runtime.errors import EdgeOmniError
 
 SWAP_TURNS = 8
@@ -72,7 +78,12 @@ class Comparison:
     tensors: tuple[TensorError, ...]
     layers: tuple[LayerError, ...]
     swaps: tuple[Swap, ...]
+    within: Within | None
+    governing: tuple[Governing, ...]
+    advice: tuple[Advice, ...]
     gates: tuple[Judged, ...]
+    costs: tuple[Cost, Cost]
+    recogniser: str  # "" where none was asked
 
     @property
     def passed(self) -> bool:
@@ -91,22 +102,27 @@ def compare(
     margin: float = MARGIN,
     progress: Progress = lambda text: None,
     spread: Spread = serially,
+    recogniser: Recogniser | None = None,
+    memory: Memory | None = None,
 ) -> Comparison:
     """Measure what `candidate` loses against `reference` on the reference's turns.
 
     Both follow the reference's answers; what was heard and seen goes through each one's own encoders. `swap_turns`
-    is how many turns each graph is swapped for, `spread` who does the turns. EdgeOmniError where the two are of
-    different families or tokenizers.
+    is how many turns each graph is swapped for, `spread` who does the turns, `recogniser` who listens to the speech,
+    `memory` what the candidate takes. EdgeOmniError where the two are of different families or tokenizers.
     """
     ours, theirs = reference.side, side(candidate.folder, candidate.whole)
     refuse_unlike(ours, theirs)
     works = [*spread(Pair(reference, candidate, swap_turns), progress)]
-    results = [work.result for work in works]
+    results = [listened(work.result, recogniser, progress) for work in works]
+    progress("groups of weights")
+    within = lost_within(reference.engine, candidate, results[:swap_turns])
     samples = reference.samples()
     tensors = tuple(tensor_errors(samples, candidate))
     figures = [*all_figures(ours, theirs, results, tensors, reference.limits.seed)]
     if reference.engine is not None:
         figures += time_figures(results, reference.limits.seed)
+    figures += cost_figures(results, memory, reference.limits.seed)
     return Comparison(
         reference=ours,
         candidate=theirs,
@@ -119,8 +135,24 @@ def compare(
         tensors=tensors,
         layers=tuple(layer_errors(samples, candidate)),
         swaps=summed([work.swaps for work in works]),
+        within=within,
+        governing=governing(within, candidate.manifest.quantization),
+        advice=advice(within, candidate.manifest),
         gates=judge(gates, figures),
+        costs=(
+            cost([result.reference for result in results], reference.machine or machine, reference.memory),
+            cost([result.candidate for result in results], machine, memory),
+        ),
+        recogniser=recogniser.name if recogniser else "",
     )
+
+
+def listened(result: TurnResult, recogniser: Recogniser | None, progress: Progress) -> TurnResult:
+    """The result with what is heard in it, if it is spoken and someone listens."""
+    if recogniser is None or result.speech is None:
+        return result
+    progress(f"listening to {result.turn.text}")
+    return replace(result, recognised=heard(recogniser, result.reference, result.candidate, result.rate))
 
 
 def refuse_unlike(ours: Side, theirs: Side) -> None:

@@ -1,5 +1,6 @@
 """The work of a comparison that one turn is: a pure function of two bundles and a number, done here or elsewhere."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,7 @@ import numpy as np
 from quant.attribution import Swapped, Swaps, swaps_of
 from quant.figures import TurnResult
 from quant.metrics import agreement
-from quant.observe import Observed
+from quant.observe import Answer, Observed
 from quant.record import Recorded, Reference
 from quant.stretch import by_name, same_frames, stretches_of
 
@@ -75,7 +76,16 @@ def one_turn(candidate: Observed, reference: Reference, index: int, recorded: Re
         prefill=(recorded.prefill / recorded.prompt_positions, followed.prefill / followed.prompt_positions),
         decode=(_median(recorded.token_seconds), _median(followed.token_seconds)),
         rate=speech.sampling_rate if audible and speech else 0,
+        streamed=streamed_error(candidate, answer) if audible else math.nan,
     )
+
+
+def streamed_error(engine: Observed, answer: Answer) -> float:
+    """Largest difference of an answer's speech, made while its codes came, from the same codes made audible at once."""
+    whole = engine.sound(answer.steps)
+    if len(whole) != len(answer.wave):
+        return math.inf
+    return float(np.abs(whole - answer.wave).max()) if len(whole) else math.nan
 
 
 def _median(seconds: Sequence[float]) -> float:

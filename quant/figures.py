@@ -1,12 +1,13 @@
 """The figures of a comparison, each with its 95 % interval over turns where turns are a sample: what gates may name."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.defects import clicks, degeneracies, log_mel_distance, silence
+from quant.defects import degeneracies, lapses
 from quant.metrics import (
     paired_interval,
     proportion_interval,
@@ -15,6 +16,7 @@ from quant.metrics import (
 from quant.observe import Answer
 from quant.record import GraphCost, Side
 from quant.score import Score, score
+from quant.spoken import Heard, Spoken, spoken
 from quant.stretch import Stretch, joined
 from quant.turn import Turn
 from quant.wer import word_errors
@@ -53,14 +55,35 @@ KNOWN = {
     "suite.*.error_rate": "word or character error rate of the candidate's transcriptions",
     "suite.*.error_rate_added": "error rate of the candidate's transcriptions, less that of the reference's",
     "suite.*.detectable_errors": "smallest rise of the error rate that so many items show in 4 of 5 cases",
+    "answers.truncated_added": "share of answers that a limit ended, less that of the reference",
+    "answers.repetition_added": "share of a text's runs of 4 tokens that were there before, less that of the reference",
+    "speech.wer_reference": "word errors (Chinese: character errors) of what is heard in the reference's speech",
+    "speech.wer": "word errors (Chinese: character errors) of what is heard in the candidate's speech",
+    "speech.wer_added": "word errors heard in the candidate's speech, less those in the reference's",
     "speech.duration_ratio": "length of the free-running speech, candidate over reference",
     "speech.silence_added": "share of silent frames, less that of the reference",
-    "speech.clicks_added": "clicks, less those of the reference",
+    "speech.repetition_added": "share of runs of 4 frames that were there before, less that of the reference",
+    "speech.cut_added": "share of answers with a piece of speech that a limit ended, less that of the reference",
+    "speech.clicks_added": "clicks in a minute of speech, less those of the reference",
+    "speech.log_spectral": "log-spectral distance of the reference's own codes made audible by both, dB",
     "speech.log_mel": "log-mel distance of the reference's own codes made audible by both, dB",
+    "speech.f0_cents": "RMS pitch error of them where both have a pitch, cents",
+    "speech.voicing": "share of their frames that have a pitch in one of the two only",
+    "speech.streamed": "largest difference of the candidate's speech made piece by piece and at once, full scale 1",
     "graphs.worst_sqnr": "lowest signal to quantization noise of any graph's output, dB",
     "graphs.non_finite": "values of graphs' outputs that are not finite",
     "cost.bytes_ratio": "bytes of weights, candidate over reference",
     "cost.bits_per_weight": "bits that a weight of the candidate takes, scales and zeros included",
+    "cost.first_token_p50": "seconds from the question to the first token of the candidate, median turn",
+    "cost.first_token_p95": "the same, 95th percentile of turns",
+    "cost.first_audio_p50": "seconds from the question to the first sound of the candidate, median turn",
+    "cost.first_audio_p95": "the same, 95th percentile of turns",
+    "cost.real_time_factor_p50": "seconds that the candidate takes for one of speech, median turn",
+    "cost.real_time_factor_p95": "the same, 95th percentile of turns",
+    "cost.tokens_per_second_p50": "text tokens a second of the candidate, median turn",
+    "cost.tokens_per_second_p95": "the same, what 95 of 100 turns reach",
+    "cost.peak_memory": "bytes at most of a process in which the candidate answers, mapped weights included",
+    "cost.private_memory": "bytes of it that are its own and no file's",
     "cost.prefill_ratio": "seconds to read a prompt position, candidate over reference",
     "cost.decode_ratio": "seconds a text token, candidate over reference",
 }
@@ -92,13 +115,25 @@ class TurnResult:
     prefill: tuple[float, float]  # seconds a prompt position, reference and candidate
     decode: tuple[float, float]  # seconds a token, median
     rate: int = 0  # samples a second of the waves; 0 for an answer in text
+    streamed: float = math.nan  # largest difference of the candidate's speech made piece by piece and at once
+    recognised: Heard | None = None  # what a recogniser heard, if one was asked
+    speech: Spoken | None = field(init=False)
     defects: tuple[tuple[str, ...], tuple[str, ...]] = field(init=False)
     scores: tuple[Score, Score] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        found = tuple(degeneracies(answer, self.turn.spoken) for answer in (self.reference, self.candidate))
-        object.__setattr__(self, "defects", found)
+        ours, theirs = (degeneracies(answer, self.turn.spoken) for answer in (self.reference, self.candidate))
+        finite = self.candidate.failure or all(s.finite.all() for s in self.stretches.values())
+        broken = () if finite else ("scores are not finite",)
+        beside = lapses(self.turn.text, self.reference, self.candidate)
+        object.__setattr__(self, "defects", (ours, (*theirs, *broken, *beside)))
+        object.__setattr__(self, "speech", self._spoken())
         object.__setattr__(self, "scores", _scored(self.turn, self.reference, self.candidate))
+
+    def _spoken(self) -> Spoken | None:
+        if not self.rate or not len(self.reference.wave):
+            return None
+        return spoken(self.reference, self.candidate, self.same_wave, self.rate, self.streamed)
 
     @property
     def exact(self) -> bool:
@@ -185,24 +220,6 @@ def share(name: str, found: Sequence[bool]) -> Figure:
     return Figure(
         name, meaning_of(name), sum(found) / len(found), len(found), *proportion_interval(sum(found), len(found))
     )
-
-
-def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
-    """What can be said of speech without listening to it."""
-    spoken = [r for r in results if r.rate and len(r.reference.wave)]
-    if not spoken:
-        return
-    lengths = ([float(len(r.candidate.wave)) for r in spoken], [float(len(r.reference.wave)) for r in spoken])
-    yield over_turns("speech.duration_ratio", ratio_of_sums, lengths, len(spoken), seed)
-    silent = ([silence(r.candidate.wave) for r in spoken], [silence(r.reference.wave) for r in spoken])
-    yield over_turns("speech.silence_added", mean_difference, silent, len(spoken), seed)
-    yield known(
-        "speech.clicks_added",
-        sum(clicks(r.candidate.wave) - clicks(r.reference.wave) for r in spoken),
-        len(spoken),
-    )
-    distances = [log_mel_distance(r.reference.wave, r.same_wave, r.rate) for r in spoken]
-    yield over_turns("speech.log_mel", ratio_of_sums, (distances, [1.0] * len(spoken)), len(spoken), seed)
 
 
 def weight_figures(reference: Side, candidate: Side) -> Iterator[Figure]:
