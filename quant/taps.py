@@ -37,17 +37,16 @@ def exposed(model: Model, graph: Graph, taps: Sequence[str]) -> InMemory:
 
 def in_memory(model: Model, graph: Graph) -> InMemory:
     """The model's bytes and its weights, mapped from their files."""
-    external = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if isinstance(value.const_value, ir.ExternalTensor)
-    }
-    weights = {name: mapped(tensor) for name, tensor in external.items()}
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    weights = {name: array_of(tensor) for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
     return ir.to_proto(model).SerializeToString(), weights, graph
 
 
-def mapped(tensor: ir.ExternalTensor) -> np.ndarray:
-    """A stored tensor as an array of its file's pages."""
+def array_of(tensor: ir.TensorProtocol | None) -> np.ndarray:
+    """A stored tensor as an array of its file's pages, which may be hard-linked; another as its values."""
+    assert tensor is not None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
     shape, offset = tuple(tensor.shape.numpy()), tensor.offset or 0
     return np.asarray(np.memmap(tensor.path, tensor.dtype.numpy(), "r", offset, shape))
 

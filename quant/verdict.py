@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from quant.advice import Advice
 from quant.compare import Comparison
 
 
@@ -50,4 +51,22 @@ def _guilty(found: Comparison) -> Iterator[str]:
     worst = found.swaps[0]
     figures = (("text KL", worst.text_kl, ""), ("code KL", worst.codes_kl, ""), ("log-mel", worst.log_mel, " dB"))
     shown = ", ".join(f"{name} {value:.4g}{unit}" for name, value, unit in figures if value)
-    yield f"Most is lost in {worst.graph}: it alone, in the reference's place, costs {shown}; give it more bits."
+    yield f"Most is lost in {worst.graph}: it alone, in the reference's place, costs {shown}; " + _cure(found)
+
+
+def _cure(found: Comparison) -> str:
+    """The line of the recipe that is guilty, and what to put before it."""
+    if not found.governing:
+        return "give it more bits."
+    guilty, best = found.governing[0], next(iter(found.advice), None)
+    where = f"line {guilty.line} of the recipe, {guilty.text}," if guilty.line else f"the recipe's {guilty.pattern!r}"
+    said = f"{where} decided for {guilty.share:.0%} of what was lost."
+    if best is None:
+        return said
+    lines = ", ".join(best.lines)
+    return f"{said} To raise first: {lines} before line {best.before}, {spell_gain(best)}."
+
+
+def spell_gain(best: Advice) -> str:
+    """What a line buys, and for how much."""
+    return f"KL {best.kl_now:.4g} to at best {best.kl_then:.4g} for {best.extra_bytes / 1e6:.3g} MB"

@@ -1,0 +1,163 @@
+"""What was lost is attributed to the weights that lost it, and to the line of the recipe that decided for them."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy")
+
+from quant.advice import Advice, line_of
+from quant.compare import Comparison, compare
+from quant.mixing import Mixer
+from quant.observe import Observed
+from quant.quantize import quantize
+from quant.record import Live, all_feeds
+from quant.scheme import parse_recipe, read_recipe
+from quant.taps import in_memory, load
+from quant.verdict import verdict
+from quant.within import BLOCKS, Loss, by_kind, by_layers
+from runtime.bundle import read_bundle
+from runtime.session import InMemory, Options
+from tests import tiny_llama
+from tests.test_compare import MACHINE, compared, float_bundle, opened, small_bundle, turns
+from tests.tiny import omni_bundle
+
+ONE_MATRIX = """description = "one matrix"
+
+[weights]
+"model.layers.1.mlp.down_proj.*" = { bits = 4, group_size = 32 }
+"""
+
+
+def made(recipe: str) -> Path:
+    folder = Path(mkdtemp(prefix="edgeomni-test-")) / "made"
+    quantize(omni_bundle(), folder, parse_recipe("made", recipe))
+    return folder
+
+
+@cache
+def one_matrix() -> Comparison:
+    return compare(Live(float_bundle(), turns()[:2]), opened(made(ONE_MATRIX)), MACHINE)
+
+
+def losses(found: Comparison) -> tuple[Loss, ...]:
+    assert found.within is not None
+    return found.within.losses
+
+
+def mixer() -> Mixer:
+    graphs = (engine.manifest.graphs["decoder"] for engine in (float_bundle(), small_bundle()))
+    return Mixer(*(load(engine.folder, g) for engine, g in zip((float_bundle(), small_bundle()), graphs, strict=True)))
+
+
+def hidden(engine: Observed, model: object) -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((1, 9, engine.manifest.hidden_size)).astype(np.float32)
+    session = InMemory(*in_memory(model, engine.manifest.graphs["decoder"]), Options(threads=1))
+    return session.run(**all_feeds(engine, "decoder", {"inputs_embeds": rows}))["hidden"]
+
+
+def test_a_graph_mixed_of_nothing_is_the_reference_and_of_everything_the_candidate() -> None:
+    mix, (ours, theirs) = mixer(), (float_bundle(), small_bundle())
+    none, every = hidden(ours, mix.mixed([])), hidden(ours, mix.mixed(mix.differing()))
+    np.testing.assert_array_equal(none, hidden(ours, mix.reference))
+    np.testing.assert_array_equal(every, hidden(theirs, mix.candidate))
+    assert np.abs(none - every).max() > 1e-3
+
+
+def test_a_mixed_graph_reads_only_the_weights_that_were_asked_for_from_the_candidate() -> None:
+    mix = mixer()
+    one, *others = mix.differing()
+    initializers = mix.mixed([one]).graph.initializers
+    assert f"{one}.codes" in initializers and one not in initializers
+    assert all(name in initializers and f"{name}.codes" not in initializers for name in others)
+
+
+def test_scales_that_moved_between_weights_are_noticed() -> None:
+    mix = mixer()
+    assert mix.rescaled() == []
+    norm = mix.candidate.graph.initializers["model.norm.weight"]
+    norm.const_value = mix.reference.graph.initializers["model.layers.0.input_layernorm.weight"].const_value
+    assert mix.rescaled() == ["model.norm.weight"]
+
+
+def test_the_one_matrix_that_was_rounded_loses_everything() -> None:
+    found = one_matrix()
+    assert found.within is not None and found.within.whole > 0
+    named = [loss for loss in losses(found) if loss.group == "model.layers.*.mlp.down_proj.weight"]
+    assert [loss.weights for loss in losses(found)] == [("model.layers.1.mlp.down_proj.weight",)]
+    assert named[0].alone == pytest.approx(found.within.whole)
+    assert named[0].without == pytest.approx(0, abs=1e-12)
+
+
+def test_groups_of_both_graphs_are_tried_alone_and_left_out() -> None:
+    found = compared()
+    assert found.within is not None
+    assert {loss.graph for loss in losses(found)} == {"decoder", "lm_head", "audio_head"}
+    kinds = {loss.group for loss in losses(found) if loss.graph == "decoder" and loss.by == "kind"}
+    parts = ("self_attn.W_pack", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
+    assert kinds == {f"model.layers.*.{part}.weight" for part in parts}
+    assert all(0 <= loss.alone < 2 * found.within.whole for loss in losses(found))
+    assert min(loss.without for loss in losses(found)) < found.within.whole
+
+
+def test_a_text_model_is_attributed_within_its_decoder() -> None:
+    folder = Path(mkdtemp(prefix="edgeomni-test-")) / "small"
+    quantize(tiny_llama.bundle(), folder, read_recipe("int4-rtn"))
+    found = compare(Live(opened(tiny_llama.bundle()), turns()[:1]), opened(folder), MACHINE)
+    assert {loss.graph for loss in losses(found)} == {"decoder", "lm_head"}
+
+
+def test_nothing_is_attributed_where_nothing_was_lost() -> None:
+    found = compare(Live(float_bundle(), turns()[:1]), opened(omni_bundle()), MACHINE)
+    assert found.within is None and found.governing == () and found.advice == ()
+
+
+def test_the_line_of_the_recipe_that_decided_is_named_with_its_number() -> None:
+    guilty = one_matrix().governing
+    assert [(line.line, line.share) for line in guilty] == [(4, 1.0)]
+    assert guilty[0].text == ONE_MATRIX.splitlines()[3]
+    recipe = read_recipe("int4-rtn")
+    number, text = line_of(recipe, "model.layers.*")
+    assert recipe.text.splitlines()[number - 1] == text == '"model.layers.*" = "int4"'
+
+
+def raised(recipe: str, one: Advice) -> str:
+    lines = recipe.splitlines()
+    return "\n".join([*lines[: one.before - 1], *one.lines, *lines[one.before - 1 :]]) + "\n"
+
+
+def test_advice_followed_costs_the_bytes_that_it_says_and_gives_most_of_what_it_promises() -> None:
+    found = one_matrix()
+    best, *_ = found.advice
+    assert best.lines == ('"model.layers.*.mlp.down_proj.weight" = { bits = 8, group_size = 32 }',)
+    folder = made(raised(ONE_MATRIX, best).replace("layers.*.mlp", "layers.1.mlp"))
+    grown = read_bundle(folder).weight_bytes - found.candidate.weight_bytes
+    assert grown == best.extra_bytes
+    again = compare(Live(float_bundle(), turns()[:2]), opened(folder), MACHINE, swap_turns=2)
+    assert again.within is not None and again.within.whole < 0.1 * best.kl_now
+
+
+def test_a_name_that_a_recipe_has_for_the_next_bits_is_used_and_the_best_for_its_bytes_comes_first() -> None:
+    found = compared().advice
+    assert [one.per_megabyte for one in found] == sorted((one.per_megabyte for one in found), reverse=True)
+    assert all(line.endswith((' = "int8"', ' = "keep"')) for one in found for line in one.lines)
+    assert any(one.lines == ('"model.layers.0.*" = "int8"',) for one in found)
+
+
+def test_the_verdict_says_which_line_is_guilty_and_what_to_put_before_it() -> None:
+    said = verdict(one_matrix())[-1]
+    assert "line 4 of the recipe" in said and "100% of what was lost" in said
+    assert 'To raise first: "model.layers.*.mlp.down_proj.weight" = { bits = 8, group_size = 32 } before line 4' in said
+
+
+def test_every_weight_is_in_one_kind_and_one_block_of_layers() -> None:
+    names = [f"model.layers.{layer}.mlp.{part}.weight" for layer in range(30) for part in ("up", "down")]
+    kinds, blocks = by_kind(names), by_layers(names)
+    assert {*kinds} == {"model.layers.*.mlp.up.weight", "model.layers.*.mlp.down.weight"}
+    assert sorted(name for names in blocks.values() for name in names) == sorted(names)
+    assert len(blocks) == BLOCKS and "layer 0" in blocks and "layer 29" in blocks
+    assert [*by_layers(names[:4])] == ["layer 0", "layer 1"]
+    assert by_layers(names[:2]) == {} and by_layers(["lm_head.weight"]) == {}
