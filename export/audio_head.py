@@ -36,7 +36,9 @@ PREFIX = "audio_head"
 HEAD_WIDTH = 128  # of an attention head; hard-wired in the official code, as are the next two
 EPSILON = 1e-6
 FFN_FACTOR = 2
-ROWS = 64  # CUDA's quantized kernels take output widths that are a multiple of this
+# Output widths of the heads are multiples of this: CUDA's quantized kernels take no others; on a CPU their biases then
+# fill whole cache lines, without which ONNX Runtime 1.31 cannot keep the graph's packed weights in a file.
+ROWS: dict[Profile, int] = {"cuda": 64, "cpu": 16}
 NEVER = -1e4  # logit of a padded row; finite in fp16
 
 Pair = tuple[ir.Value, ir.Value]
@@ -63,8 +65,8 @@ class HeadShape:
         return FFN_FACTOR * self.hidden_size
 
     def rows(self, profile: Profile) -> tuple[int, ...]:
-        """Output width of each depth's head: as stored, or for CUDA padded to a multiple of ROWS."""
-        step = ROWS if profile == "cuda" else 1
+        """Output width of each depth's head: padded to a multiple of ROWS."""
+        step = ROWS[profile]
         return tuple(-(-(size + 1) // step) * step for size in self.codebook_sizes)
 
 

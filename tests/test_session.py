@@ -13,6 +13,7 @@ import pytest
 from export.audio_head import audio_head
 from export.decoder import decoder, lm_head
 from export.parity.graphs import Graphs
+from export.vad import vad
 from quant.quantize import quantize
 from quant.scheme import read_recipe
 from runtime.bundle import Graph
@@ -122,6 +123,18 @@ def test_small_quantized_matrices_survive_packing(recipe: str, tmp_path: Path) -
 
 
 def test_a_copy_whose_packed_weights_lie_askew_is_not_used(tmp_path: Path) -> None:
+    graphs = golden_graphs(vad())  # its tables have odd sizes
+    options, graph = Options(prepack_cache=tmp_path), graphs.graphs["vad"]
+    for _ in range(2):
+        session = Session(graphs.folder, graph, options)
+        silence = {port.name: np.zeros([int(dim) for dim in port.shape], port.dtype) for port in graph.inputs}
+        results = session.run(**silence)
+        assert np.isfinite(results["probability"]).all()
+    (home,) = tmp_path.iterdir()
+    assert not list(home.iterdir())
+
+
+def test_the_audio_head_has_a_copy_of_packed_weights_that_can_be_used(tmp_path: Path) -> None:
     graphs, config = golden_graphs(audio_head(golden_config(), "cpu")), golden_config()
     options, graph = Options(prepack_cache=tmp_path), graphs.graphs["audio_head"]
     codes = len(config.audio_config.vq_config.codebook_sizes)
@@ -130,6 +143,8 @@ def test_a_copy_whose_packed_weights_lie_askew_is_not_used(tmp_path: Path) -> No
         feeds = {port.name: np.zeros([int(dim) for dim in port.shape], port.dtype) for port in graph.inputs}
         feeds |= {"temperature": np.ones((), np.float32), "forced": np.full(codes, -1, np.int64)}
         assert len(session.run(**feeds)["codes"]) == codes
+    (home,) = tmp_path.iterdir()
+    assert (home / "graph.onnx").is_file()
 
 
 def test_where_a_written_model_points_to_is_read_from_its_bytes() -> None:
