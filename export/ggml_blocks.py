@@ -6,6 +6,7 @@ formats, a float16 minimum; those of 256 (`_K`) have a scale for each 16 or 32 v
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -24,6 +25,7 @@ class AsIntegers:
 
     bits: int
     group_size: int
+    scale_bits: Literal[16, 32]
     split: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
     def integers(self, blocks: np.ndarray, columns: int) -> Quantized:

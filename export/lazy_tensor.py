@@ -72,10 +72,10 @@ STORED_TYPES = {
     "I8": _plain(np.int8),
     "U8": _plain(np.uint8),
     "BOOL": _plain(np.bool_),
-    "Q4_0": _integers(BLOCK, 18, AsIntegers(4, 32, ggml_blocks.split_q4_0)),
-    "Q5_0": _integers(BLOCK, 22, AsIntegers(8, 32, ggml_blocks.split_q5_0)),
-    "Q8_0": _integers(BLOCK, 34, AsIntegers(8, 32, ggml_blocks.split_q8_0)),
-    "Q6_K": _integers(SUPER, 210, AsIntegers(8, 16, ggml_blocks.split_q6_k)),
+    "Q4_0": _integers(BLOCK, 18, AsIntegers(4, 32, 16, ggml_blocks.split_q4_0)),
+    "Q5_0": _integers(BLOCK, 22, AsIntegers(8, 32, 16, ggml_blocks.split_q5_0)),
+    "Q8_0": _integers(BLOCK, 34, AsIntegers(8, 32, 16, ggml_blocks.split_q8_0)),
+    "Q6_K": _integers(SUPER, 210, AsIntegers(8, 16, 32, ggml_blocks.split_q6_k)),
     "Q4_1": _floats(BLOCK, 20, ggml_blocks.dequantize_q4_1),
     "Q5_1": _floats(BLOCK, 24, ggml_blocks.dequantize_q5_1),
     "Q4_K": _floats(SUPER, 144, ggml_blocks.dequantize_q4_k),
@@ -99,6 +99,12 @@ class LazyTensor:
     offset: int
     nbytes: int
     strides: tuple[int, ...] | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether a quantization has been through its values, whether or not they can be read as integers."""
+        stored = STORED_TYPES.get(self.dtype)
+        return stored is None or stored.block > 1
 
     def raw(self) -> np.ndarray:
         """The stored bytes as they are, uint8 [nbytes]: for GGML types the blocks, to be repacked without loss."""
@@ -148,7 +154,7 @@ class LazyTensor:
         stored = STORED_TYPES[self.dtype].as_integers
         if stored is None or len(self.shape) != 2:
             return None
-        return Form(stored.bits, stored.group_size, symmetric=True)
+        return Form(stored.bits, stored.group_size, symmetric=True, scale_bits=stored.scale_bits)
 
     def integers(self, start: int, stop: int) -> Quantized:
         """Rows `start` to `stop` of a matrix that has a form, in that form; only their bytes are read."""

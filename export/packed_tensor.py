@@ -90,7 +90,8 @@ class PackedTensor(LazyTensor):
         if size is None:
             return None
         symmetric = bool((self._zeros(0, self.shape[0]) == middle(self.packing.bits)).all())
-        return Form(self.packing.bits, size, symmetric, None if order is None else tuple(order.tolist()))
+        scale_bits = 16 if self.scales.dtype == "F16" else 32
+        return Form(self.packing.bits, size, symmetric, scale_bits, None if order is None else tuple(order.tolist()))
 
     def integers(self, start: int, stop: int) -> Quantized:
         form = self.form()

@@ -1,5 +1,6 @@
 """An initializer whose values are made from a checkpoint's tensors, a few rows at a time, whenever they are wanted."""
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import onnx_ir as ir
 from export.graph import Derived, Subgraph, static_shape
 from export.lazy_tensor import LazyTensor
 from runtime.bundle_writer import SMALL
+from runtime.integers import Form, Quantized, common_form
 
 PIECE = 1 << 22  # values of a large tensor that are in memory at once
 STORED = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "I64": ir.DataType.INT64}
@@ -53,23 +55,53 @@ class StreamedTensor(ir.LazyTensor):
             raise ValueError(f"{self.name}: made {made.shape} for rows {start}..{stop}, declared {self.shape}")
         return made.astype(self.dtype.numpy(), copy=False)
 
+    def form(self) -> Form | None:
+        """How the checkpoint stores it as integers; None if it does not, or if what makes it is no stacking of rows."""
+        return self._form
+
+    @functools.cached_property
+    def _form(self) -> Form | None:
+        if self._source.make is not None and not self._source.stacks:
+            return None
+        return common_form([tensor.form() for tensor in self._stored])
+
+    def integers(self, start: int, stop: int) -> Quantized:
+        """Rows `start` to `stop` in that form. ValueError if there is none."""
+        form = self._form
+        if form is None:
+            raise ValueError(f"{self.name} is not stored as integers")
+        parts = [tensor.integers(*part).brought_to(form) for tensor, *part in self._stacked(start, stop)]
+        zeros = [part.zeros for part in parts if part.zeros is not None]
+        return Quantized(
+            codes=np.concatenate([part.codes for part in parts]),
+            scales=np.concatenate([part.scales for part in parts]),
+            zeros=np.concatenate(zeros) if zeros else None,
+            bits=form.bits,
+        )
+
+    @property
+    def stored_as(self) -> tuple[str, ...]:
+        """The types of those of its stored tensors that a quantization has been through already."""
+        return tuple(sorted({tensor.dtype for tensor in self._stored if tensor.is_quantized}))
+
     def _rows(self, start: int, stop: int) -> np.ndarray:
         make = self._source.make
         if make is None or self._source.selects:
             arrays = [tensor.rows(start, stop) for tensor in self._stored]
             return make(*arrays) if make else arrays[0]
         if self._source.stacks:
-            return np.concatenate(list(self._stacked(start, stop)))
+            parts = [tensor.rows(*part) for tensor, *part in self._stacked(start, stop)]
+            return np.concatenate([part.astype(np.float32, copy=False) for part in parts])
         made = self._whole() if self._made is None else self._made
         self._made = None if stop == len(made) else made
         return made[start:stop]
 
-    def _stacked(self, start: int, stop: int) -> Iterator[np.ndarray]:
-        """The parts of rows `start` to `stop`, one for each stored tensor that has some of them."""
+    def _stacked(self, start: int, stop: int) -> Iterator[tuple[LazyTensor, int, int]]:
+        """The stored tensors that have some of rows `start` to `stop`, and which of their own rows those are."""
         for tensor in self._stored:
             count = tensor.shape[0]
             if start < count and stop > 0:
-                yield tensor.rows(max(0, start), min(stop, count)).astype(np.float32, copy=False)
+                yield tensor, max(0, start), min(stop, count)
             start, stop = start - count, stop - count
 
     def _whole(self) -> np.ndarray:

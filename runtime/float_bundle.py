@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from runtime.bundle import Manifest
+from runtime.integers import Form, Quantized
 
 
 @runtime_checkable
@@ -32,6 +33,19 @@ class Streamed(Protocol):
 
         To ask for all of them in their order is the quickest way, and takes the least memory.
         """
+        ...
+
+    @property
+    def stored_as(self) -> tuple[str, ...]:
+        """The quantized types that its checkpoint stores it in; none where it stores floats."""
+        ...
+
+    def form(self) -> Form | None:
+        """How the checkpoint stores it as integers that operators know; None where it does not."""
+        ...
+
+    def integers(self, start: int, stop: int) -> Quantized:
+        """Rows `start` to `stop` in that form: other values than `rows` has only where that has less precise a type."""
         ...
 
 

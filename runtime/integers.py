@@ -6,6 +6,7 @@ common is a Form again, to which the rows of all can be brought without loss.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,15 @@ WIDEST = {2: 128, 4: 256, 8: 256}  # by bits; 2 bits in groups of 256 would mult
 class Form:
     """How a matrix [rows, columns] is stored: codes of `bits` bits, one scale for `group_size` columns of a row.
 
-    `symmetric`: the zero is the middle code, else each group has one. `order` (GPTQ's act-order): the stored columns
-    are the matrix's columns order[0], order[1], ...; None where they are in place.
+    `symmetric`: the zero is the middle code, else each group has one. `scale_bits`: the float that holds the scales.
+    `order` (GPTQ's act-order): the stored columns are the matrix's columns order[0], order[1], ...; None where they are
+    in place.
     """
 
     bits: int
     group_size: int
     symmetric: bool
+    scale_bits: Literal[16, 32] = 16
     order: tuple[int, ...] | None = None
 
 
@@ -85,6 +88,7 @@ def common_form(forms: Sequence[Form | None]) -> Form | None:
         bits=max(form.bits for form in known),
         group_size=min(form.group_size for form in known),
         symmetric=all(form.symmetric for form in known),
+        scale_bits=max(form.scale_bits for form in known),
         order=known[0].order,
     )
 

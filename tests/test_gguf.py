@@ -27,7 +27,7 @@ FORMS = {
     "Q4_0": Form(4, 32, symmetric=True),
     "Q5_0": Form(8, 32, symmetric=True),
     "Q8_0": Form(8, 32, symmetric=True),
-    "Q6_K": Form(8, 16, symmetric=True),
+    "Q6_K": Form(8, 16, symmetric=True, scale_bits=32),
 }
 
 

@@ -41,7 +41,7 @@ def test_what_would_lose_is_refused() -> None:
 
 
 def test_floats_and_other_orders_have_no_form_in_common() -> None:
-    one, other = (Form(4, 32, True, tuple(range(first, 256 + first))) for first in (0, 1))
+    one, other = (Form(4, 32, True, order=tuple(range(first, 256 + first))) for first in (0, 1))
     assert common_form([one, one]) == one
     assert common_form([one, other]) is None and common_form([one, None]) is None and common_form([]) is None
 
