@@ -1,4 +1,4 @@
-"""A recording of read speech from a package that is installed for this file alone and never imported."""
+"""A recording of read speech, from a package that is installed for this file alone and never imported; a listener."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quant.recognise import Recogniser, recogniser
 from runtime.audio import load_mono
 
 BECKETT = "Ever tried. Ever failed. No matter. Try again. Fail again. Fail better."
@@ -17,3 +18,11 @@ def beckett(rate: int) -> np.ndarray:
     spec = find_spec("moonshine_onnx")
     assert spec is not None and spec.origin is not None, "run make test, which installs the recording"
     return load_mono(Path(spec.origin).parent / "assets" / "beckett.wav", rate)
+
+
+@cache
+def whisper() -> Recogniser:
+    """Loaded once for all tests."""
+    found = recogniser("whisper", threads=1)
+    assert found is not None
+    return found

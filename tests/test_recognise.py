@@ -11,14 +11,14 @@ from quant.recognise import Command, Transcriber, Whisper, language_of, recognis
 from quant.wer import word_errors
 from runtime.errors import EdgeOmniError
 from tests import tiny_llama
-from tests.recording import BECKETT, beckett
+from tests.recording import BECKETT, beckett, whisper
 from tests.tiny import omni_bundle
 
 RATE = 16000
 
 
 def test_whisper_hears_what_is_read_and_misses_what_is_buried_in_noise_or_cut_off() -> None:
-    heard, speech = recogniser("whisper", threads=1), beckett(24000)
+    heard, speech = whisper(), beckett(24000)
     assert isinstance(heard, Whisper)
     assert word_errors(BECKETT, heard.hear(speech, 24000, "en")).rate < 0.15
     loud = np.random.default_rng(0).normal(0, 0.5, len(speech)).astype(np.float32)
