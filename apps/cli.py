@@ -249,6 +249,10 @@ def compare(
     max_frames: MaxFrames = 64,
     swap_turns: Annotated[int, typer.Option(min=0, help="Turns for which each graph is swapped; 0: none.")] = 8,
     margin: Annotated[float, typer.Option(min=0, max=1, help="Loss of accuracy that would be tolerated.")] = 0.02,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="Report of another recipe on the same turns; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
     threads: Threads = 0,
     no_cache: NoCache = False,
@@ -263,7 +267,7 @@ def compare(
     settings = Settings(
         turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache
     )
-    found = compare_command(reference, candidate, report, settings, gates, swap_turns, margin, quiet=as_json)
+    found = compare_command(reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or ())
     emit(report_record(found)) if as_json else show(found, report)
     raise typer.Exit(0 if found.passed else 1)
 

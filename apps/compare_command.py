@@ -1,11 +1,13 @@
 """`edgeomni record` and `edgeomni compare`: open both sides, compare, print what matters, write the report."""
 
 import platform
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from apps import findings, report, tables
+from apps.beside import beside, read_reports
 from apps.doctor import cache_folder, examine
 from apps.turn_sources import TurnSources
 from quant.compare import Comparison, Machine, compare, refuse_unlike
@@ -58,9 +60,11 @@ def compare_command(
     swap_turns: int = 8,
     margin: float = 0.02,
     quiet: bool = False,
+    earlier: Sequence[Path] = (),
 ) -> Comparison:
     """Compare and write the report; everything that can be wrong with what was given is said before it starts."""
     gates = read_gates(gates_file) if gates_file else ()
+    reports = read_reports(earlier)
     ours = _reference(reference, settings)
     refuse_unlike(ours.side, side(candidate, read_bundle(candidate)))
     report.prepare(folder)
@@ -68,6 +72,8 @@ def compare_command(
     machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
     with tables.waiting("comparing", quiet) as status:
         found = compare(ours, engine, machine, gates, swap_turns, margin, _shown(status, quiet))
+    if reports:
+        found = replace(found, tried=beside(found, reports))
     report.write(found, folder)
     return found
 

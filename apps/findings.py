@@ -2,12 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from apps.suite_report import suite_markdown, suite_record
 from quant.compare import Comparison
 from quant.figures import Figure, TurnResult
+from quant.pareto import Tried, beaten_by
 from quant.verdict import verdict
 
 
@@ -24,15 +27,28 @@ def report_record(found: Comparison) -> dict[str, Any]:
             "gates": [{**asdict(judged), "passed": judged.passed} for judged in found.gates],
             "figures": [asdict(figure) for figure in found.figures],
             "graphs": [asdict(error) for error in found.tensors],
+            "layers": [asdict(error) for error in found.layers],
             "swaps": [asdict(swap) for swap in found.swaps],
+            "within": asdict(found.within) if found.within else None,
+            "governing": [asdict(line) for line in found.governing],
+            "advice": [{**asdict(one), "per_megabyte": one.per_megabyte} for one in found.advice],
+            "tried": [{**asdict(one), "beaten_by": beaten(one, found.tried)} for one in found.tried],
+            "suites": suite_record(found),
             "turns": [turn_record(result) for result in found.results],
             "reference": {**asdict(found.reference), "stored": found.stored},
             "candidate": asdict(found.candidate),
             "machine": asdict(found.machine),
             "seed": found.seed,
+            "limits": asdict(found.limits),
             "edgeomni": version("edgeomni"),
         }
     )
+
+
+def beaten(one: Tried, every: Sequence[Tried]) -> str:
+    """The recipe that makes this one pointless, or nothing."""
+    better = beaten_by(one, every)
+    return better.name if better else ""
 
 
 def turn_record(result: TurnResult) -> dict[str, Any]:
@@ -63,7 +79,7 @@ def _finite(value: Any) -> Any:
 
 
 def markdown(found: Comparison) -> str:
-    lines = [f"# {title(found)}", "", *(f"- {sentence}" for sentence in verdict(found)), ""]
+    lines = [f"# {title(found)}", "", *(f"- {sentence}" for sentence in verdict(found)), *suite_markdown(found), ""]
     lines += ["| figure | value | 95 % interval | n | meaning |", "|---|---:|---|---:|---|"]
     lines += [f"| {f.name} | {number(f.value)} | {interval(f)} | {f.count} | {f.meaning} |" for f in found.figures]
     lines += ["", "| swapped graph | text KL | code KL | log-mel dB |", "|---|---:|---:|---:|"]

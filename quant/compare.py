@@ -24,7 +24,8 @@ from quant.gates import Gate, Judged, judge
 from quant.layers import layer_rows
 from quant.memory import Memory
 from quant.metrics import cosine, max_abs, non_finite, sqnr
-from quant.observe import Observed
+from quant.observe import Limits, Observed
+from quant.pareto import Tried
 from quant.recognise import Recogniser
 from quant.record import Machine, Reference, Sample, Side, all_feeds, run_sample, side
 from quant.speech_figures import speech_figures
@@ -71,7 +72,7 @@ class Comparison:
     candidate: Side
     machine: Machine
     stored: bool
-    seed: int
+    limits: Limits
     margin: float
     results: tuple[TurnResult, ...]
     figures: tuple[Figure, ...]
@@ -84,6 +85,11 @@ class Comparison:
     gates: tuple[Judged, ...]
     costs: tuple[Cost, Cost]
     recogniser: str  # "" where none was asked
+    tried: tuple[Tried, ...] = ()  # this candidate and those of earlier reports, where some were given
+
+    @property
+    def seed(self) -> int:
+        return self.limits.seed
 
     @property
     def passed(self) -> bool:
@@ -128,7 +134,7 @@ def compare(
         candidate=theirs,
         machine=machine,
         stored=reference.engine is None,
-        seed=reference.limits.seed,
+        limits=reference.limits,
         margin=margin,
         results=tuple(results),
         figures=tuple(figures),
