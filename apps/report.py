@@ -14,10 +14,12 @@ import numpy as np
 
 from apps.findings import as_json, interval, markdown, number, provenance, title
 from apps.plots import Bar, Line, bar_plot, line_plot
+from apps.suite_report import suite_section
 from apps.tables import size
 from quant.compare import Comparison
 from quant.figures import TurnResult, bits_per_weight
 from quant.record import Side
+from quant.task_figures import suites_of
 from quant.verdict import verdict
 from runtime.audio import pcm16
 from runtime.errors import EdgeOmniError
@@ -49,6 +51,7 @@ def page(found: Comparison) -> str:
         _verdict(found),
         _cards(found),
         _section("Gates", _gates(found)) if found.gates else "",
+        _section("Data sets", suite_section(found)) if suites_of(found.results) else "",
         _section("Figures", _figures(found)),
         _section("KL divergence by position in the answer", _by_position(found)),
         _section("Error of each graph on the reference's own inputs", _by_graph(found)),

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 from quant.advice import Advice
 from quant.compare import Comparison
+from quant.task_verdict import task_sentences
 
 
 def verdict(found: Comparison) -> list[str]:
     """What a person should know first, the worst first."""
-    return [*_degenerate(found), *_gates(found), _accuracy(found), *_guilty(found)]
+    return [*_degenerate(found), *_gates(found), *_tasks(found), *_guilty(found)]
 
 
 def _degenerate(found: Comparison) -> Iterator[str]:
@@ -29,20 +30,8 @@ def _gates(found: Comparison) -> Iterator[str]:
         yield f"All {len(found.gates)} gates are passed."
 
 
-def _accuracy(found: Comparison) -> str:
-    """Regression, no regression, or that so few turns cannot tell."""
-    loss, p, least = (found.figure(f"answers.{n}") for n in ("accuracy_loss", "mcnemar_p", "detectable_loss"))
-    if loss is None or p is None or least is None:
-        return "No turn has an expected answer, so nothing is said about right and wrong."
-    change = f"accuracy changed by {-loss.value:+.1%} on {loss.count} turns (exact McNemar p = {p.value:.3g})"
-    if p.value < 0.05:
-        return f"{'Regression' if loss.value > 0 else 'Improvement'}: {change}."
-    if least.value <= found.margin and loss.high is not None and loss.high <= found.margin:
-        return f"No regression beyond {found.margin:.1%}: the loss is {loss.value:.1%}, at most {loss.high:.1%} (95 %)."
-    return (
-        f"Cannot say that nothing was lost: {change}, and so many show only a loss of {least.value:.1%} or more "
-        f"(in 4 of 5 cases); the margin is {found.margin:.1%}."
-    )
+def _tasks(found: Comparison) -> Iterator[str]:
+    yield from task_sentences(found.figure, found.results, found.margin)
 
 
 def _guilty(found: Comparison) -> Iterator[str]:
