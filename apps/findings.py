@@ -7,6 +7,7 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from apps import side_by_side
 from apps.suite_report import suite_markdown, suite_record
 from quant.compare import Comparison
 from quant.figures import Figure, TurnResult
@@ -22,6 +23,7 @@ def report_record(found: Comparison) -> dict[str, Any]:
     """Everything but waveforms; a number that is none is null."""
     return _finite(
         {
+            **side_by_side.as_record(found),
             "verdict": verdict(found),
             "passed": found.passed,
             "gates": [{**asdict(judged), "passed": judged.passed} for judged in found.gates],
@@ -63,6 +65,9 @@ def turn_record(result: TurnResult) -> dict[str, Any]:
         "right": result.right,
         "defects": {"reference": result.defects[0], "candidate": result.defects[1]},
         "kl": kl,
+        "endings": {"reference": result.reference.ending, "candidate": result.candidate.ending},
+        "speech": None if result.speech is None else asdict(result.speech),
+        "recognised": None if result.recognised is None else asdict(result.recognised),
     }
 
 
@@ -79,7 +84,8 @@ def _finite(value: Any) -> Any:
 
 
 def markdown(found: Comparison) -> str:
-    lines = [f"# {title(found)}", "", *(f"- {sentence}" for sentence in verdict(found)), *suite_markdown(found), ""]
+    lines = [f"# {title(found)}", "", *(f"- {sentence}" for sentence in verdict(found)), ""]
+    lines += [*side_by_side.markdown_lines(found), *suite_markdown(found), ""]
     lines += ["| figure | value | 95 % interval | n | meaning |", "|---|---:|---|---:|---|"]
     lines += [f"| {f.name} | {number(f.value)} | {interval(f)} | {f.count} | {f.meaning} |" for f in found.figures]
     lines += ["", "| swapped graph | text KL | code KL | log-mel dB |", "|---|---:|---:|---:|"]

@@ -1,10 +1,7 @@
 """A comparison as one HTML page that needs nothing beside it; Markdown and JSON are written next to it."""
 
-import base64
 import html
-import io
 import math
-import wave
 from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -14,6 +11,8 @@ import numpy as np
 
 from apps.findings import as_json, interval, markdown, number, provenance, title
 from apps.plots import Bar, Line, bar_plot, line_plot
+from apps.side_by_side import degenerate, pairs
+from apps.sound_report import numbers, sounds
 from apps.suite_report import suite_section
 from apps.tables import size
 from quant.compare import Comparison
@@ -21,7 +20,6 @@ from quant.figures import TurnResult, bits_per_weight
 from quant.record import Side
 from quant.task_figures import suites_of
 from quant.verdict import verdict
-from runtime.audio import pcm16
 from runtime.errors import EdgeOmniError
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -49,14 +47,16 @@ def page(found: Comparison) -> str:
     """The HTML page."""
     parts = [
         _verdict(found),
+        _section("Degenerate answers", _degenerate(found)) if degenerate(found) else "",
         _cards(found),
+        _section("Side by side", _side_by_side(found)),
         _section("Gates", _gates(found)) if found.gates else "",
         _section("Data sets", suite_section(found)) if suites_of(found.results) else "",
         _section("Figures", _figures(found)),
         _section("KL divergence by position in the answer", _by_position(found)),
         _section("Error of each graph on the reference's own inputs", _by_graph(found)),
         _section("Which graph loses it", _swaps(found)),
-        _section("Answers", "".join(_answer(n, result) for n, result in order(found.results))),
+        _section("Answers", "".join(_answer(n, result) for n, (_, result) in enumerate(order(found.results), 1))),
         _section("What it weighs", _cost(found.reference, found.candidate)),
         _section("Measured with", _rows(("", ""), provenance(found))),
     ]
@@ -88,6 +88,17 @@ def _sentence(text: str) -> str:
     good = text.startswith(("No regression", "Improvement", "All "))
     bad = "degenerate" in text or text.startswith(("Gate failed", "Regression"))
     return f'<li class="{"bad" if bad else "good" if good else ""}">{html.escape(text)}</li>'
+
+
+def _degenerate(found: Comparison) -> str:
+    return _rows(
+        ("item", "side", "what is wrong", "question"),
+        [(one.item, one.side, ", ".join(one.defects), one.question or "(media only)") for one in degenerate(found)],
+    )
+
+
+def _side_by_side(found: Comparison) -> str:
+    return _rows(("", "reference", "candidate"), [(r.what, r.reference, r.candidate) for r in pairs(found)], (1, 2))
 
 
 CARDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -203,15 +214,18 @@ def _answer(place: int, result: TurnResult) -> str:
     tags = "".join(f'<span class="tag {kind}">{html.escape(text)}</span>' for text, kind in _tags(result))
     asked = html.escape(result.turn.text or "(media only)")
     before, after = differing(result.reference.text, result.candidate.text)
-    players = ("", "")
-    if result.rate and place <= PLAYERS:
-        players = (player(result.reference.wave, result.rate), player(result.candidate.wave, result.rate))
+    players = sounds(result) if result.rate and place <= PLAYERS else ("", "")
     sides = "".join(
         f"<div><h3>{who}</h3>{text}{sound}</div>"
         for who, text, sound in zip(("reference", "candidate"), (before, after), players, strict=True)
     )
     opened = " open" if result.defects[1] or result.right == (True, False) else ""
-    return f'<details{opened}><summary>{tags}{asked}</summary><div class="pair">{sides}</div></details>'
+    return f'<details{opened}><summary>{tags}{asked}</summary><div class="pair">{sides}</div>{_sound(result)}</details>'
+
+
+def _sound(result: TurnResult) -> str:
+    measured = numbers(result)
+    return _rows(("", "reference", "candidate"), measured, (1, 2)) if measured else ""
 
 
 def _tags(result: TurnResult) -> list[tuple[str, str]]:
@@ -233,19 +247,6 @@ def differing(before: str, after: str) -> tuple[str, str]:
         ours += old if kind == "equal" or not old else f"<del>{old}</del>"
         theirs += new if kind == "equal" or not new else f"<ins>{new}</ins>"
     return ours, theirs
-
-
-def player(samples: np.ndarray, rate: int) -> str:
-    """An audio player that holds its sound."""
-    if not len(samples) or not np.isfinite(samples).all():
-        return '<p class="note">no sound</p>'
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes(pcm16(samples).tobytes())
-    return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(file.getvalue()).decode()}"></audio>'
 
 
 def _cost(reference: Side, candidate: Side) -> str:

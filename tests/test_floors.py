@@ -41,6 +41,7 @@ ONLY_IN = {
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
+    ("apps", "PIL"): {"apps/spectrogram.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
     ("apps", "onnx_ir"): {"apps/bench_floor.py"},
 }
