@@ -1,10 +1,12 @@
 """READ FIRST. Float bundle to smaller bundle: one loop over graphs and weights, one slab of one weight at a time."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from quant.rewrite import (
 from quant.rtn import rtn
 from quant.scheme import Method, Recipe, Scheme
 from runtime.bundle import (
+    MANIFEST,
     File,
     FloatWeight,
     Graph,
@@ -33,8 +36,9 @@ from runtime.bundle import (
     describe_file,
     write_manifest,
 )
-from runtime.bundle_writer import Place, align, append, link, refuse_target, require_space, writing
+from runtime.bundle_writer import Place, align, append, append_pieces, drafting, link, refuse_target, require_space
 from runtime.errors import EdgeOmniError
+from runtime.journal import Journal
 
 Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
 
@@ -54,8 +58,9 @@ def quantize(
 
     Memory holds one slab of one weight and the scales of that weight. The same bundle and recipe give the same bytes.
     Without `standalone`, files whose weights mostly stay floats are hard-linked from `bundle`. `force` replaces a
-    bundle that is already there. EdgeOmniError says everything that is wrong with bundle and recipe, or names the
-    weight that holds NaN or infinity.
+    bundle that is already there. A run that is killed leaves a draft beside `out`, and the same run once more goes on
+    at the last finished weight, to the same bytes; an error leaves nothing. EdgeOmniError says everything that is
+    wrong with bundle and recipe, or names the weight that holds NaN or infinity.
     """
     if out.resolve() == bundle.resolve():
         raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
@@ -76,18 +81,35 @@ def write(
     """
     refuse_target(out, force)
     linked = frozenset() if standalone else planned.worth_linking()
-    with writing(out) as folder:
-        require_space(folder, planned.bytes_after(linked))
-        writer = Writer(planned, folder, {file: link(file, folder) for file in sorted(linked)})
-        return writer.write(progress, standalone)
+    with drafting(out, job(planned, standalone)) as draft:
+        require_space(draft.folder, planned.bytes_after(linked) - draft.bytes_written())
+        links = {file: link(file, draft.folder) for file in sorted(linked)}
+        return Writer(planned, draft.folder, draft.journal, links).write(progress, standalone)
+
+
+def job(planned: Plan, standalone: bool) -> dict[str, Any]:
+    """All that decides about the bytes, so that a run goes on only with what its like began."""
+    states = [(file.resolve(), file.stat()) for file in planned.bundle.sources]
+    return {
+        "software": {"edgeomni": version("edgeomni"), "numpy": np.__version__},
+        "bundle": hashlib.sha256(repr(planned.manifest).encode()).hexdigest(),
+        "sources": [[str(file), state.st_size, state.st_mtime_ns] for file, state in states],
+        "recipe": [planned.recipe.name, planned.recipe.text],
+        "standalone": standalone,
+    }
 
 
 @dataclass
 class Writer:
-    """The quantized bundle in the making. A weight that two graphs share is stored once."""
+    """The quantized bundle in the making. A weight that two graphs share is stored once.
+
+    Each weight that is written is recorded in the journal. One that is there already, because a run that was killed had
+    finished it, is not computed again.
+    """
 
     plan: Plan
     folder: Path
+    journal: Journal
     links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
     kept: dict[object, Place] = field(default_factory=dict)
     matrices: dict[object, Matrix] = field(default_factory=dict)
@@ -99,7 +121,7 @@ class Writer:
         manifest = replace(
             manifest,
             graphs={graph.name: row for graph, row in zip(self.plan.graphs, rows, strict=True)},
-            files=tuple(self._describe(name) for name in sorted(path.name for path in self.folder.iterdir())),
+            files=tuple(self._describe(name) for name in sorted(self._names())),
             quantization=Quantization(
                 recipe=recipe.name,
                 recipe_toml=recipe.text,
@@ -114,7 +136,7 @@ class Writer:
         name = f"{planned.name}.data"
         if name in self.links.values():
             name = f"{planned.name}.quantized.data"
-        with (self.folder / name).open("wb") as out:
+        with self.journal.append_to(self.folder / name) as out:
             for item in planned.decided:
                 self._store(item, planned, out, name)
                 progress(item.weight.name, item.weight.nbytes)
@@ -130,26 +152,36 @@ class Writer:
         )
 
     def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str) -> None:
-        weight, scheme, profile = item.weight, item.scheme, self.plan.manifest.profile
+        weight, scheme, label = item.weight, item.scheme, f"{planned.name}/{item.weight.name}"
         if scheme is not None:
             key = (weight.source, scheme)
             if key not in self.matrices:
-                rows = padded_rows(weight.shape[0], scheme.bits, profile)
-                self.matrices[key] = write_matrix(weight, scheme, rows, out, name)
-            quantize_uses(planned.model, weight, self.matrices[key], profile, self.folder)
+                self.matrices[key] = self._matrix(weight, scheme, out, name, label)
+            quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
         elif not weight.stays_inside:
             if weight.source not in self.kept:
-                self.kept[weight.source] = self._keep(weight, out, name)
+                self.kept[weight.source] = self._keep(weight, out, name, label)
             point(weight, self.kept[weight.source], self.folder)
 
-    def _keep(self, weight: Weight, out: BinaryIO, name: str) -> Place:
+    def _matrix(self, weight: Weight, scheme: Scheme, out: BinaryIO, name: str, label: str) -> Matrix:
+        rows = padded_rows(weight.shape[0], scheme.bits, self.plan.manifest.profile)
+        if found := self.journal.recall(label):
+            places = (place and Place(*place) for place in found)
+            return Matrix(scheme, rows, weight.shape[1], weight.dtype, *places)
+        matrix = write_matrix(weight, scheme, rows, out, name)
+        places = (matrix.codes, matrix.scales, matrix.zeros)
+        self.journal.record(label, [place and astuple(place) for place in places], out)
+        return matrix
+
+    def _keep(self, weight: Weight, out: BinaryIO, name: str, label: str) -> Place:
         linked = None if weight.file is None else self.links.get(weight.file)
         if linked is not None:
             return Place(linked, weight.offset, weight.nbytes)
-        offset = align(out, weight.nbytes)
-        for slab in slabs(weight):
-            out.write(slab.tobytes())
-        return Place(name, offset, weight.nbytes)
+        if found := self.journal.recall(label):
+            return Place(*found)
+        place = append_pieces(out, name, weight.nbytes, slabs(weight))
+        self.journal.record(label, astuple(place), out)
+        return place
 
     def _carry_over(self, standalone: bool) -> None:
         """The files that belong to no graph: the tokenizer."""
@@ -158,6 +190,10 @@ class Writer:
                 (self.folder / name).write_bytes(content)
             elif standalone or link(content, self.folder) is None:
                 shutil.copyfile(content, self.folder / name)
+
+    def _names(self) -> Iterator[str]:
+        """The bundle's files; a run that was killed at the very end has left a manifest as well."""
+        yield from (path.name for path in self.folder.iterdir() if path.name != MANIFEST)
 
     def _describe(self, name: str) -> File:
         """A linked file has the checksum that it was listed with."""

@@ -7,15 +7,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from runtime.bundle import MANIFEST
 from runtime.errors import EdgeOmniError
+from runtime.journal import Journal
 
 ALIGNMENT = 4096  # ONNX Runtime maps initializers into memory by pages
 FINE_ALIGNMENT = 64  # of those that are smaller than a page
+DRAFT, WORK = "bundle", "work"  # folders of a bundle in the making
 SMALL = 1024  # bytes; smaller initializers stay in the .onnx file, where shape inference can read them
 
 
@@ -54,8 +56,10 @@ def link(file: Path, folder: Path) -> str | None:
 
     Returns that name, or None on another file system or one without hard links: then it must be copied.
     """
+    place = folder / file.name
     try:
-        os.link(file.resolve(), folder / file.name)
+        if not (place.exists() and place.samefile(file)):  # a killed run may have linked it already
+            os.link(file.resolve(), place)
     except OSError:
         return None
     return file.name
@@ -78,11 +82,26 @@ def require_space(folder: Path, needed: int) -> None:
         raise EdgeOmniError(f"{folder.parent} has {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB")
 
 
-@contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the body succeeds, and is removed when it fails.
+@dataclass(frozen=True)
+class Draft:
+    """A bundle in the making: `folder` becomes the bundle, `work` is for what it does not need in the end."""
 
-    What a killed run left behind is removed by the next one; two at once are refused by a lock.
+    folder: Path
+    work: Path
+    journal: Journal
+
+    def bytes_written(self) -> int:
+        """Bytes that are in the folder already, those of linked files left out."""
+        states = [path.stat() for path in self.folder.iterdir()]
+        return sum(state.st_size for state in states if state.st_nlink == 1)
+
+
+@contextmanager
+def drafting(out: Path, job: Any) -> Iterator[Draft]:
+    """A draft beside `out` whose folder takes that name when the body succeeds. Two at once are refused by a lock.
+
+    If the body raises, Ctrl-C included, nothing is left. A run that is killed leaves its draft, and the next run finds
+    it again if `job` is equal: JSON values that must hold all that decides about the bytes. Else it is removed.
     """
     scratch, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
     with _lock_file(out) as lock:
@@ -92,11 +111,11 @@ def writing(out: Path) -> Iterator[Path]:
             raise EdgeOmniError(f"another process is writing {out}; wait for it or stop it") from None
         if old.exists() and not out.exists():  # killed between the two renames below
             old.rename(out)
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
         try:
-            yield scratch
-            _take_place(scratch, out, old)
+            draft = _open_draft(scratch, job)
+            yield draft
+            draft.journal.close()
+            _take_place(draft.folder, out, old)
         except OSError as error:
             raise EdgeOmniError(
                 f"{out} could not be written: {error.strerror or error}; nothing was changed"
@@ -104,6 +123,24 @@ def writing(out: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
             Path(lock.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """As `drafting`, for what is written so quickly that it is begun anew after a kill; yields the draft's folder."""
+    with drafting(out, None) as draft:
+        yield draft.folder
+
+
+def _open_draft(scratch: Path, job: Any) -> Draft:
+    folder, work = scratch / DRAFT, scratch / WORK
+    journal = Journal.taken_up(scratch, job) if job is not None and folder.is_dir() else None
+    if journal is None:
+        shutil.rmtree(scratch, ignore_errors=True)
+        for path in (scratch, work, folder):
+            path.mkdir()
+        journal = Journal.begun(scratch, job)
+    return Draft(folder, work, journal)
 
 
 def _lock_file(out: Path) -> TextIO:
@@ -114,9 +151,9 @@ def _lock_file(out: Path) -> TextIO:
         raise EdgeOmniError(f"nothing can be written beside {out}: {error.strerror}; name another folder") from None
 
 
-def _take_place(scratch: Path, out: Path, old: Path) -> None:
+def _take_place(folder: Path, out: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if out.exists():
         out.rename(old)
-    scratch.rename(out)
+    folder.rename(out)
     shutil.rmtree(old, ignore_errors=True)
