@@ -24,27 +24,34 @@ TRIED = np.linspace(-0.9, 2.5, 9, dtype=np.float32)
 TINY = np.finfo(np.float32).tiny
 
 
-def rtn(weight: NDArray[np.floating], scheme: Scheme) -> Quantized:
+def rtn(weight: NDArray[np.floating], scheme: Scheme, felt: Floats | None = None) -> Quantized:
     """weight [rows, columns], fp32 or fp16 -> Quantized with scales of that type; each row by itself.
 
-    `columns` must be a multiple of the scheme's group size and the values finite.
+    `columns` must be a multiple of the scheme's group size and the values finite. felt [columns], above 0: how much an
+    error of each column is felt, the mean square of what it multiplies; that is the search which llama.cpp makes with
+    an importance matrix.
     """
-    groups = weight.astype(np.float32, copy=False).reshape(-1, scheme.group_size)
-    scales, zeros = best_scales(np.ascontiguousarray(groups.T), scheme)
+    size = scheme.group_size
+    groups = weight.astype(np.float32, copy=False).reshape(-1, size)
+    places = None if felt is None else np.tile(felt.reshape(-1, size).T, len(weight))
+    scales, zeros = best_scales(np.ascontiguousarray(groups.T), scheme, places)
     shape = (len(weight), -1)
     codes_of_0 = None if scheme.symmetric else zeros.astype(np.uint8).reshape(shape)
     return quantize(weight, scales.astype(weight.dtype).reshape(shape), codes_of_0, scheme.bits)
 
 
-def best_scales(groups: Floats, scheme: Scheme) -> tuple[Floats, Floats]:
+def best_scales(groups: Floats, scheme: Scheme, felt: Floats | None = None) -> tuple[Floats, Floats]:
     """The scale, of those tried, that loses least for each of n groups, and the zero that goes with it: both [n].
 
-    groups [size, n]: one group a column, so that what is done to all groups runs along memory.
+    groups [size, n]: one group a column, so that what is done to all groups runs along memory. felt [size, n or 1],
+    above 0: how much an error there is felt, as the mean square of what it multiplies.
     """
     largest = np.abs(groups).max(0)
     groups = groups * reciprocal(largest)  # squares of tiny and of huge values would leave the range of fp32
     importance = np.square(groups)
     importance = np.sqrt(importance + importance.mean(0))
+    if felt is not None:
+        importance *= felt / felt.max()
     low, high, weighted = groups.min(0), groups.max(0), importance * groups
     gain, scales, zeros = (np.full(groups.shape[1], start, np.float32) for start in (-1, 0, 0))
     for more in TRIED:

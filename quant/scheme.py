@@ -9,6 +9,7 @@ weight's name decides, and a weight that none matches stays as it is.
     [weights]
     "*.vq_list.*" = "keep"
     "lm_head.weight" = { bits = 8, group_size = 32, symmetric = false }
+    "model.layers.0.*" = "stored"                 # the integers that a checkpoint holds, else floats
     "*" = "int4"
 """
 
@@ -22,14 +23,17 @@ from typing import Any, Literal, get_args
 from pydantic import ConfigDict, StrictBool, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from runtime.bundle import Profile
 from runtime.errors import EdgeOmniError
+from runtime.integers import Form
 
-Method = Literal["rtn"]
+Method = Literal["rtn", "weighted", "gptq"]
+CALIBRATED: tuple[Method, ...] = ("weighted", "gptq")  # methods that ask what a matrix multiplies
 Bits = Literal[2, 4, 8]
 GroupSize = Literal[16, 32, 64, 128, 256]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 STRICT = ConfigDict(extra="forbid")
-KEEP = "keep"
+KEEP, STORED = "keep", "stored"
 PARTS: dict[str, type] = {"description": str, "schemes": dict, "weights": dict}
 SHIPPED = Path(__file__).parent / "recipes"
 # ONNX Runtime 1.31 multiplies 2-bit weights with int8 activations for these sizes only, elsewhere in slow fp32.
@@ -42,6 +46,8 @@ class Scheme:
 
     `symmetric`: 0 is the middle code, else each group has a zero of its own. `activations` says in what a matrix
     multiplies on a CPU: "int8", quantized anew in each run, or "float", which is exact and about 20 times slower.
+    `method`: "rtn" rounds to nearest; "weighted" does so with scales searched for what the matrix multiplies; "gptq"
+    lets later columns make up for what earlier ones lost (quant/gptq.py). The last two need calibration turns.
     """
 
     bits: Bits
@@ -54,6 +60,16 @@ class Scheme:
         if self.bits == 2 and self.activations == "int8" and self.group_size not in FAST_2_BIT:
             raise ValueError("2 bits multiply with int8 activations in groups of 32, 64 or 128 only")
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it has to be known what the matrix multiplies."""
+        return self.method in CALIBRATED
+
+    def holds(self, form: Form, profile: Profile) -> bool:
+        """Whether a matrix in that form can be stored so without loss: bits to spare, narrower groups, zeros if any."""
+        fits = form.bits <= self.bits and form.group_size % self.group_size == 0
+        return fits and form.symmetric >= self.symmetric and (profile == "cpu" or form.scale_bits == 16)
+
     def bits_per_weight(self, scale_bits: int) -> float:
         """Bits a value costs, its share of scale and zero counted."""
         return self.bits + (scale_bits + (0 if self.symmetric else self.bits)) / self.group_size
@@ -63,15 +79,32 @@ class Scheme:
         return f"int{self.bits} by {self.group_size}{kind}, {self.method}"
 
 
+def stored_scheme(form: Form) -> Scheme:
+    """The scheme of a matrix that is stored in that form already."""
+    slow = form.bits == 2 and form.group_size not in FAST_2_BIT
+    return _SCHEME.validate_python(
+        {
+            "bits": form.bits,
+            "group_size": form.group_size,
+            "symmetric": form.symmetric,
+            "activations": "float" if slow else "int8",
+        }
+    )
+
+
 Schemes = tuple[Scheme, ...]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Weights whose name matches `pattern` get the first of `schemes` whose groups divide their rows; none: kept."""
+    """Weights whose name matches `pattern` get the first of `schemes` whose groups divide their rows; none: kept.
+
+    `stored`: those that a checkpoint holds as integers are taken as they are.
+    """
 
     pattern: str
     schemes: Schemes
+    stored: bool = False
 
     def matches(self, name: str) -> bool:
         return fnmatch.fnmatchcase(name, self.pattern)
@@ -123,9 +156,12 @@ def parse_recipe(name: str, text: str) -> Recipe:
     problems = [f"{key}: unknown; expected {', '.join(PARTS)}" for key in document if key not in PARTS]
     description, schemes, weights = (_part(document, key, kind, problems) for key, kind in PARTS.items())
     named = {key: _schemes(f"schemes.{key}", value, {}, problems) for key, value in schemes.items()}
-    choices = {KEEP: (), **named}
-    rules = tuple(Rule(key, _schemes(f"weights.{key!r}", value, choices, problems)) for key, value in weights.items())
-    if not problems and not any(rule.schemes for rule in rules):
+    choices = {KEEP: (), STORED: (), **named}
+    rules = tuple(
+        Rule(key, _schemes(f"weights.{key!r}", value, choices, problems), value == STORED and STORED not in named)
+        for key, value in weights.items()
+    )
+    if not problems and not any(rule.schemes or rule.stored for rule in rules):
         problems.append(
             'weights: no pattern has a scheme, so nothing would be quantized; expected "*" = "int4" or such'
         )
@@ -188,3 +224,11 @@ def _unreachable(rules: tuple[Rule, ...]) -> Iterator[str]:
 
 
 _SCHEME = TypeAdapter(Scheme)
+AS_STORED = parse_recipe(
+    "as stored",
+    """description = "What the checkpoint stores as integers stays as it is, all else is float"
+
+[weights]
+"*" = "stored"
+""",
+)

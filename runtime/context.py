@@ -76,14 +76,18 @@ class Context:
 
     def embed(self, prompt: Prompt) -> Rows:
         """Rows [L, hidden] of a prompt: token embeddings, with media rows in place of the placeholders."""
-        tokens = self.manifest.tokens
-        rows = self._rows_of(prompt.ids)
-        if len(prompt.codes):
-            assert self.embed_audio is not None
-            rows[prompt.ids == tokens.audio_pad] = self.embed_audio.run(codes=prompt.codes)["rows"]
-        if len(prompt.rows):
-            rows[np.isin(prompt.ids, [i for i in (tokens.img_pad, tokens.video_place) if i is not None])] = prompt.rows
-        return rows
+        return embed(prompt, self.manifest, self.embed_tokens, self.embed_audio)
 
     def _rows_of(self, ids: object) -> Rows:
         return self.embed_tokens.run(ids=np.asarray(ids, np.int64))["rows"]
+
+
+def embed(prompt: Prompt, manifest: Manifest, embed_tokens: Session, embed_audio: Session | None) -> Rows:
+    """Rows [L, hidden] of a prompt: token embeddings, with media rows in place of the placeholders."""
+    tokens, rows = manifest.tokens, embed_tokens.run(ids=prompt.ids)["rows"]
+    if len(prompt.codes):
+        assert embed_audio is not None
+        rows[prompt.ids == tokens.audio_pad] = embed_audio.run(codes=prompt.codes)["rows"]
+    if len(prompt.rows):
+        rows[np.isin(prompt.ids, [i for i in (tokens.img_pad, tokens.video_place) if i is not None])] = prompt.rows
+    return rows

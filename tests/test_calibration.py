@@ -1,0 +1,184 @@
+"""Calibration: pieces of a graph give what the whole gives, what was stored is known again, and refusals say why."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quant.calibration import REACHED, Calibration, Unfinished, Walk
+from quant.examples import Example, conversation, examples
+from quant.plan import open_bundle
+from quant.rewrite import Model, weights
+from quant.spill import Values
+from quant.stages import stages
+from quant.synthetic import picture, voice
+from quant.taps import exposed
+from quant.turn import Turn, read_turns
+from runtime.bundle import Port, read_bundle
+from runtime.errors import EdgeOmniError
+from runtime.journal import Journal
+from runtime.session import InMemory
+from tests import tiny_llama
+from tests.tiny import omni_bundle
+
+
+def matrices(model: Model) -> list[str]:
+    found = [weight for weight in weights(model) if weight.obstacle() is None]
+    return [weight.name for weight in found if "embed" not in weight.name]
+
+
+def few(folder: Path) -> tuple[Example, ...]:
+    """Two of the default's examples: one that is heard and answered aloud, one that is seen."""
+    return examples(None, read_bundle(folder))[:2]
+
+
+def calibration(folder: Path, work: Path) -> Calibration:
+    manifest = read_bundle(folder)
+    journal = Journal.taken_up(work, "test") or Journal.begun(work, "test")
+    engine = Unfinished(folder, manifest, folder / manifest.tokenizer)
+    made = Calibration(few(folder), engine, work, journal)
+    for name, model in open_bundle(folder).models.items():
+        made.finished(name, model)
+    return made
+
+
+def walked(name: str, work: Path) -> Walk:
+    folder = omni_bundle()
+    return calibration(folder, work).walk(name, read_bundle(folder).graphs[name], open_bundle(folder).models[name])
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_pieces_give_what_the_whole_graph_gives(name: str, tmp_path: Path) -> None:
+    walk = walked(name, tmp_path)
+    graph = read_bundle(omni_bundle()).graphs[name]
+    order = stages(walk.model, matrices(walk.model))
+    wanted = [value for stage in order for value in stage.inputs]
+    inner = [value for value in wanted if value not in {port.name for port in graph.inputs}]
+    whole = InMemory(*exposed(open_bundle(omni_bundle()).models[name], graph, inner))
+    feeds = {port.name: walk.samples.feed(1, port) for port in graph.inputs}
+    expected = {**feeds, **whole.run_for(inner, feeds)} if inner else feeds
+    for place, stage in enumerate(order):
+        walk.reach(str(place), stage.inputs, [value for later in order[place + 1 :] for value in later.inputs])
+        for value in stage.inputs:
+            got = walk.gram([value], 16).parts
+            assert np.isfinite(got).all() and got.any()
+            found = walk.value(1, value)
+            limit = 2e-6 * max(1.0, float(np.abs(expected[value]).max()))
+            np.testing.assert_allclose(found, expected[value], atol=limit, err_msg=value)
+
+
+def test_every_matrix_comes_once_and_behind_what_it_depends_on(tmp_path: Path) -> None:
+    model = walked("audio_head", tmp_path).model
+    order = stages(model, matrices(model))
+    names = [weight for stage in order for weight in stage.weights]
+    assert sorted(names) == sorted(matrices(model))
+    shared = next(stage for stage in order if "audio_head.transformer_layers.0.self_attention.in_proj_weight" in stage.weights)
+    assert len(shared.inputs) == 8  # it is read at every depth
+    first = names.index("audio_head.transformer_layers.0.self_attention.in_proj_weight")
+    for later in ("0.self_attention.out_proj.weight", "0.linear1.7.weight", "1.self_attention.in_proj_weight"):
+        assert first < names.index(f"audio_head.transformer_layers.{later}")
+
+
+def test_gate_and_up_are_one_stage_since_they_multiply_the_same(tmp_path: Path) -> None:
+    model = walked("decoder", tmp_path).model
+    groups = [{name.rsplit(".", 2)[1] for name in stage.weights} for stage in stages(model, matrices(model))]
+    assert groups == [{"W_pack"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}] * (len(groups) // 4)
+
+
+def test_what_no_later_piece_needs_leaves_the_disk(tmp_path: Path) -> None:
+    walk = walked("decoder", tmp_path)
+    order, most = stages(walk.model, matrices(walk.model)), 0
+    for place, stage in enumerate(order):
+        walk.reach(str(place), stage.inputs, [value for later in order[place + 1 :] for value in later.inputs])
+        most = max(most, len(list(tmp_path.glob("decoder.*"))))
+    assert most <= 3  # what is multiplied, and the residual
+
+
+def test_a_run_that_was_killed_finds_its_values_again(tmp_path: Path) -> None:
+    walk = walked("decoder", tmp_path)
+    order = stages(walk.model, matrices(walk.model))
+    later = [value for stage in order[1:] for value in stage.inputs]
+    walk.reach("0", order[0].inputs, later)
+    before = walk.gram(order[0].inputs, 32).parts
+    again = walked("decoder", tmp_path)
+    recalled = again.values.recall("decoder.0")
+    assert recalled is not None
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("decoder.*")}
+    again.reach("0", order[0].inputs, later)
+    assert np.array_equal(again.gram(order[0].inputs, 32).parts, before)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("decoder.*")} == stamps
+
+
+def test_stored_values_come_back_sample_by_sample(tmp_path: Path) -> None:
+    runs = [{"a": np.arange(n, dtype=np.float32).reshape(n, 1), "b": np.full(n, n)} for n in (3, 0, 2)]
+    Values(tmp_path, journal := Journal.begun(tmp_path, "test")).store("label", ("a", "b"), runs)
+    found = Values(tmp_path, journal).recall("label")
+    assert found is not None
+    for number, run in enumerate(runs):
+        assert all(np.array_equal(found[name].sample(number), run[name]) for name in run)
+        assert all(found[name].sample(number).dtype == run[name].dtype for name in run)
+    found["a"].discard()
+    found["a"].discard()
+
+
+def test_frames_of_a_spoken_answer_are_those_behind_the_question() -> None:
+    folder = omni_bundle()
+    manifest = read_bundle(folder)
+    engine = Unfinished(folder, manifest, folder / manifest.tokenizer)
+    sound = voice(1.0, 16000, seed=1)
+    read = conversation(Example("hello", sound, (), "good day", sound), engine)
+    assert len(read.codes) == len(engine.hear(sound).codes) == len(read.frames)
+    assert np.array_equal(read.codes, engine.hear(sound).codes)
+    start = int(np.flatnonzero(read.prompt.ids == manifest.tokens.audiogen_start)[0])
+    assert (read.frames == start + 1 + np.arange(len(read.frames))).all()
+
+
+def test_the_default_lets_an_omni_model_hear_see_and_speak_and_a_text_model_read() -> None:
+    omni = examples(None, read_bundle(omni_bundle()))
+    assert any(one.audio is not None for one in omni)
+    assert any(one.images for one in omni)
+    assert any(one.aloud is not None for one in omni)
+    plain = examples(None, read_bundle(tiny_llama.bundle()))
+    assert len(plain) == len(omni) > 30
+    assert all(one.audio is None and one.aloud is None and not one.images and one.answer for one in plain)
+
+
+def test_text_alone_is_refused_for_an_omni_model_unless_insisted_on() -> None:
+    turns = (Turn("Where is the station?", answers=("Over there.",)),)
+    manifest = read_bundle(omni_bundle())
+    with pytest.raises(EdgeOmniError, match=r"never let .* hear or see or speak: .*--partial-calibration"):
+        examples(turns, manifest)
+    assert len(examples(turns, manifest, partial=True)) == 1
+    assert len(examples(turns, read_bundle(tiny_llama.bundle()))) == 1
+
+
+def test_turns_that_the_model_cannot_take_and_files_without_turns_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(EdgeOmniError, match="needs a model that can speak"):
+        examples((Turn("Say it aloud", spoken=True),), read_bundle(tiny_llama.bundle()))
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(EdgeOmniError, match="no turn in it"):
+        read_turns(tmp_path / "empty.jsonl")
+
+
+def test_an_audio_head_without_spoken_answers_says_what_it_lacks(tmp_path: Path) -> None:
+    made = calibration(omni_bundle(), tmp_path)
+    made.examples = (Example("hello", answer="good day"),)
+    head = read_bundle(omni_bundle()).graphs["audio_head"]
+    with pytest.raises(EdgeOmniError, match="no turn is answered aloud"):
+        made.walk("audio_head", head, open_bundle(omni_bundle()).models["audio_head"])
+
+
+def test_sounds_and_pictures_are_the_same_each_time_and_differ_by_seed() -> None:
+    assert np.array_equal(voice(1.5, 16000, 3), voice(1.5, 16000, 3))
+    assert not np.array_equal(voice(1.5, 16000, 3), voice(1.5, 16000, 4))
+    assert len(voice(1.5, 16000, 3)) == 24000
+    assert 0.1 < np.abs(voice(5, 16000, 5)).max() < 1.5
+    assert picture(64, 48, 1) == picture(64, 48, 1) != picture(64, 48, 2)
+
+
+def test_the_decoder_is_fed_an_empty_cache_as_long_as_the_turn(tmp_path: Path) -> None:
+    walk = walked("decoder", tmp_path)
+    length = walk.samples.feed(0, Port("inputs_embeds", "float32", ())).shape[1]
+    past = next(port for port in read_bundle(omni_bundle()).graphs["decoder"].inputs if port.name.startswith("past."))
+    assert walk.samples.feed(0, past).shape == tuple(length if dim == "cache" else dim for dim in past.shape)
+    assert int(walk.samples.feed(0, Port("total_sequence_length", "int32", ()))) == length
