@@ -9,10 +9,13 @@ from typing import Any
 from apps import findings, report, tables
 from apps.beside import beside, read_reports
 from apps.doctor import cache_folder, examine
+from apps.side_by_side import LISTED, degenerate, pairs
 from apps.turn_sources import TurnSources
 from quant.compare import Comparison, Machine, compare, refuse_unlike
 from quant.gates import read_gates
+from quant.memory import Memory, Task, measured
 from quant.observe import Limits, Observed
+from quant.recognise import recogniser
 from quant.record import Live, Reference, side
 from quant.stored import REFERENCE, TOP_K, Stored
 from quant.stored import record as store
@@ -22,7 +25,8 @@ from runtime.errors import EdgeOmniError
 from runtime.session import Options
 
 SHOWN = ("text.kl", "text.top1", "text.rms_delta_p", "text.perplexity_ratio", "codes.kl", "codes.top1", "answers.exact",
-         "answers.accuracy_loss", "speech.log_mel", "graphs.worst_sqnr", "cost.bytes_ratio", "cost.bits_per_weight",
+         "answers.accuracy_loss", "speech.wer_added", "speech.duration_ratio",
+         "speech.log_mel", "speech.f0_cents", "speech.streamed", "graphs.worst_sqnr", "cost.bytes_ratio", "cost.bits_per_weight",
          "cost.prefill_ratio", "cost.decode_ratio")  # fmt: skip
 
 
@@ -40,13 +44,20 @@ class Settings:
         options = Options(threads=self.threads, provider=read_bundle(folder).profile, prepack_cache=cache)
         return Observed(folder, options, limits)
 
+    def memory(self, folder: Path, limits: Limits) -> Memory | None:
+        """What a process takes in which the bundle answers, and nothing else happens."""
+        cache = None if self.no_cache else str(cache_folder())
+        return measured(Task(str(folder.resolve()), self.threads, cache, limits.max_new, limits.max_frames))
+
 
 def record_command(reference: Path, out: Path, settings: Settings, quiet: bool = False) -> None:
     """Store what a bundle answers, for comparisons on machines that cannot load it."""
     engine = settings.open(reference, settings.limits)
     turns = settings.turns.turns_for(engine.whole)
+    machine = _machine(settings, settings.turns.sha256(turns))
     with tables.waiting("recording", quiet) as status:
-        store(Live(engine, turns, TOP_K), out, _shown(status, quiet))
+        live = Live(engine, turns, TOP_K, settings.memory(reference, settings.limits))
+        store(live, out, _shown(status, quiet), machine)
     tables.line(f"{out}: {len(turns)} turns answered by {reference}.")
     tables.line(f"Next: edgeomni compare {out} CANDIDATE --report DIR")
 
@@ -61,17 +72,24 @@ def compare_command(
     margin: float = 0.02,
     quiet: bool = False,
     earlier: Sequence[Path] = (),
+    listener: str | None = None,
 ) -> Comparison:
     """Compare and write the report; everything that can be wrong with what was given is said before it starts."""
     gates = read_gates(gates_file) if gates_file else ()
     reports = read_reports(earlier)
     ours = _reference(reference, settings)
-    refuse_unlike(ours.side, side(candidate, read_bundle(candidate)))
+    theirs = side(candidate, read_bundle(candidate))
+    refuse_unlike(ours.side, theirs)
     report.prepare(folder)
+    # what random weights say is noise: nobody need listen unless told to
+    heard_by = recogniser("none" if listener is None and theirs.random else listener, settings.threads)
     engine = settings.open(candidate, ours.limits)
     machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
     with tables.waiting("comparing", quiet) as status:
-        found = compare(ours, engine, machine, gates, swap_turns, margin, _shown(status, quiet))
+        if isinstance(ours, Live):
+            ours.memory = settings.memory(reference, ours.limits)
+        memory, shown = settings.memory(candidate, ours.limits), _shown(status, quiet)
+        found = compare(ours, engine, machine, gates, swap_turns, margin, shown, recogniser=heard_by, memory=memory)
     if reports:
         found = replace(found, tried=beside(found, reports))
     report.write(found, folder)
@@ -106,13 +124,26 @@ def _shown(status: Any, quiet: bool):
 
 
 def show(found: Comparison, folder: Path) -> None:
-    """The verdict and the chief figures."""
+    """What is plainly wrong, what was lost beside what was saved, the chief figures, and the verdict."""
+    _show_degenerate(found)
+    both = tables.table("side by side", "reference>", "candidate>")
+    for row in pairs(found):
+        both.add_row(row.what, row.reference, row.candidate)
     shown = tables.table("figure", "value>", "95 % interval>", "n>", "meaning")
     for name in SHOWN:
         if figure := found.figure(name):
             row = (findings.number(figure.value), findings.interval(figure), str(figure.count), figure.meaning)
             shown.add_row(figure.name, *row)
+    tables.OUT.print(both)
     tables.OUT.print(shown)
     for sentence in verdict(found):
         tables.line(sentence)
     tables.line(f"The whole report: {folder / 'report.html'}")
+
+
+def _show_degenerate(found: Comparison) -> None:
+    bad = degenerate(found)
+    for one in bad[:LISTED]:
+        tables.line(f"Degenerate: {one.sentence}")
+    if len(bad) > LISTED:
+        tables.line(f"... and {len(bad) - LISTED} more degenerate answers, in the report.")
