@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.limits import Limits
 from quant.media import source
 from quant.taps import exposed, load
 from quant.turn import Turn
-from runtime.bundle import Manifest, Step
+from runtime.bundle import Step
 from runtime.context import Context
 from runtime.conversation import Tally, with_audio
 from runtime.engine import Engine
@@ -31,25 +32,6 @@ SILENCE = np.empty(0, np.float32)
 NOT_TIMED = Timings()
 Ending = Literal["end", "limit", "context"]  # by an end token; at a limit, the comparison's or its own; no room left
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # of options
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much of each answer is made and measured."""
-
-    max_new: int = 48  # text tokens of an answer
-    max_frames: int = 64  # audio frames of a spoken answer
-    seed: int = 0
-
-    def of(self, manifest: Manifest) -> Manifest:
-        """The manifest with no step longer than the limits."""
-        made = manifest.generation
-        steps = {name: _cut(getattr(made, name), self.max_new) for name in ("text", "first_text", "later_text")}
-        return replace(manifest, generation=replace(made, **steps, audio=_cut(made.audio, self.max_frames)))
-
-
-def _cut(step: Step | None, most: int) -> Step | None:
-    return None if step is None else replace(step, max_new=min(step.max_new, most))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,10 +103,10 @@ class WatchedInMemory(Watched, InMemory):
 class Observed(Engine):
     """An engine whose sessions are watched, whose audio head shows its logits, and whose graphs can be swapped."""
 
-    def __init__(self, folder: Path, options: Options | None = None, limits: Limits = Limits()):
+    def __init__(self, folder: Path, options: Options | None = None, limits: Limits | None = None):
         super().__init__(folder, options)
-        self.limits, self.whole = limits, self.manifest
-        self.manifest = limits.of(self.whole)
+        self.limits, self.whole = limits or Limits(), self.manifest
+        self.manifest = self.limits.of(self.whole)
         self.swapped: dict[str, Observed] = {}
         self.used: set[str] = set()  # graphs that were asked for since `forget`
         self._warm: set[tuple[bool, ...]] = set()  # kinds of turns that were answered before
