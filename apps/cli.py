@@ -253,6 +253,14 @@ def compare(
         list[Path] | None,
         typer.Option(metavar="DIR", help="Report of another recipe on the same turns; may be repeated."),
     ] = None,
+    recogniser: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|COMMAND",
+            help="Who listens to spoken answers: whisper (used where installed), none, a bundle that transcribes, or a "
+            "command that is given a WAV file ({wav}, {language}) and prints what it heard.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
     threads: Threads = 0,
     no_cache: NoCache = False,
@@ -267,7 +275,9 @@ def compare(
     settings = Settings(
         turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache
     )
-    found = compare_command(reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or ())
+    found = compare_command(
+        reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or (), recogniser
+    )
     emit(report_record(found)) if as_json else show(found, report)
     raise typer.Exit(0 if found.passed else 1)
 
