@@ -1,14 +1,15 @@
 """What a recipe makes of each weight of a bundle, decided before anything is read or written."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quant.rewrite import Model, Weight, open_graph, padded_rows, weights
-from quant.scheme import GROUP_SIZES, Recipe, Rule, Scheme
+from quant.scheme import GROUP_SIZES, Recipe, Rule, Scheme, stored_scheme
 from runtime.bundle import MANIFEST, Graph, Manifest, Profile, read_bundle
 from runtime.errors import EdgeOmniError
 from runtime.float_bundle import FloatBundle
+from runtime.integers import Form
 
 CUDA_GROUP = 32  # the one group size of CUDA's fused kernels
 
@@ -21,11 +22,15 @@ GUARDED = (".codebook.embed", ".unfolded_weight", ".res_conv.weight", ".final_pr
 
 @dataclass(frozen=True)
 class Decided:
-    """A weight and what becomes of it: stored by a scheme, or kept as it is for a reason."""
+    """A weight and what becomes of it: stored by a scheme, or kept as it is for a reason.
+
+    `taken_over`: the integers that the checkpoint stores already, brought to the scheme without loss.
+    """
 
     weight: Weight
     scheme: Scheme | None = None
     reason: str = ""
+    taken_over: Form | None = None
 
     def bytes_after(self, profile: Profile) -> int:
         """Bytes of the weight in the quantized bundle."""
@@ -107,7 +112,9 @@ def open_bundle(folder: Path) -> FloatBundle:
 def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
     """Decide for every weight of a float bundle; EdgeOmniError says all that is wrong with the two."""
     manifest = bundle.manifest
-    graphs = tuple(_planned(name, graph, bundle.models[name], recipe) for name, graph in manifest.graphs.items())
+    graphs = tuple(
+        _planned(name, graph, bundle.models[name], recipe, manifest.profile) for name, graph in manifest.graphs.items()
+    )
     every = [item for graph in graphs for item in graph.decided]
     problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
     if bundle.folder is not None:
@@ -120,21 +127,36 @@ def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
     return Plan(bundle, recipe, graphs)
 
 
-def _planned(name: str, graph: Graph, model: Model, recipe: Recipe) -> PlannedGraph:
-    return PlannedGraph(name, graph, model, tuple(_decide(weight, recipe) for weight in weights(model)))
+def _planned(name: str, graph: Graph, model: Model, recipe: Recipe, profile: Profile) -> PlannedGraph:
+    return PlannedGraph(name, graph, model, tuple(_decide(weight, recipe, profile) for weight in weights(model)))
 
 
-def _decide(weight: Weight, recipe: Recipe) -> Decided:
+def _decide(weight: Weight, recipe: Recipe, profile: Profile) -> Decided:
     rule = recipe.rule_for(weight.name)
     if rule is None:
         return Decided(weight, reason="no pattern names it")
-    if not rule.schemes:
+    if not rule.schemes and not rule.stored:
         return Decided(weight, reason=f"kept by {rule.pattern!r}")
     if obstacle := weight.obstacle() or _unmeant(weight, rule):
         return Decided(weight, reason=obstacle)
+    form = weight.form()
+    if rule.stored:
+        return _as_stored(weight, form, profile)
     if scheme := rule.scheme_for(weight.shape[1]):
-        return Decided(weight, scheme)
+        return Decided(weight, scheme, taken_over=form if form and scheme.holds(form, profile) else None)
     return Decided(weight, reason=UNDIVIDED)
+
+
+def _as_stored(weight: Weight, form: Form | None, profile: Profile) -> Decided:
+    """The integers of the checkpoint as they are; on CUDA only where its kernels take them."""
+    if form is None:
+        types = " and ".join(weight.stored_as)
+        return Decided(weight, reason=f"its {types} is no such integers as operators know" if types else "is float")
+    groups = CUDA_GROUP if profile == "cuda" and form.group_size > CUDA_GROUP else form.group_size
+    scheme = stored_scheme(replace(form, group_size=groups))
+    if profile == "cuda" and (_off_cuda(scheme) or not scheme.holds(form, profile)):
+        return Decided(weight, reason=f"{scheme} is not for CUDA's kernels")
+    return Decided(weight, scheme, taken_over=form)
 
 
 def _unmeant(weight: Weight, rule: Rule) -> str | None:
@@ -175,8 +197,12 @@ def _unfit_for(profile: Profile, every: Iterable[Decided]) -> Iterator[str]:
     """Schemes that leave CUDA's fused kernels, which know symmetric groups of 32 only."""
     schemes = {item.scheme for item in every if item.scheme is not None} if profile == "cuda" else set()
     for scheme in sorted(schemes, key=str):
-        if not scheme.symmetric or scheme.group_size != CUDA_GROUP or scheme.bits == 2:
+        if _off_cuda(scheme):
             yield f"{scheme}: the cuda profile takes 4 or 8 bits, symmetric, in groups of {CUDA_GROUP}"
+
+
+def _off_cuda(scheme: Scheme) -> bool:
+    return not scheme.symmetric or scheme.group_size != CUDA_GROUP or scheme.bits == 2
 
 
 def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
@@ -187,6 +213,8 @@ def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
 
 
 def _nothing(every: Iterable[Decided], recipe: Recipe) -> str:
-    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if rule.schemes)
+    if not any(rule.schemes for rule in recipe.rules):
+        return "no matrix is stored as integers in what it was made from"
+    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if rule.schemes or rule.stored)
     matrices = [item.weight.name for item in every if item.weight.obstacle() is None]
     return f"no matrix is named by its patterns {patterns}; the bundle's are called {', '.join(matrices[:3])}, ..."

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from quant.affine import Quantized
+from quant.affine import Quantized, dequantize
 from quant.pack import pack
 from quant.plan import Decided, Plan, PlannedGraph, open_bundle, plan
 from quant.rewrite import (
@@ -24,7 +24,8 @@ from quant.rewrite import (
     weight_bytes,
 )
 from quant.rtn import rtn
-from quant.scheme import Method, Recipe, Scheme
+from quant.scheme import STORED, Method, Recipe, Scheme
+from quant.take_over import Lost, taken_over
 from runtime.bundle import (
     MANIFEST,
     File,
@@ -38,6 +39,7 @@ from runtime.bundle import (
 )
 from runtime.bundle_writer import Place, align, append, append_pieces, drafting, link, refuse_target, require_space
 from runtime.errors import EdgeOmniError
+from runtime.integers import Form
 from runtime.journal import Journal
 
 Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
@@ -113,6 +115,7 @@ class Writer:
     links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
     kept: dict[object, Place] = field(default_factory=dict)
     matrices: dict[object, Matrix] = field(default_factory=dict)
+    orders: dict[object, Place] = field(default_factory=dict)  # of columns
 
     def write(self, progress: Progress, standalone: bool) -> Manifest:
         rows = [self._write_graph(graph, progress) for graph in self.plan.graphs]
@@ -156,22 +159,35 @@ class Writer:
         if scheme is not None:
             key = (weight.source, scheme)
             if key not in self.matrices:
-                self.matrices[key] = self._matrix(weight, scheme, out, name, label)
+                self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label)
             quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
         elif not weight.stays_inside:
             if weight.source not in self.kept:
                 self.kept[weight.source] = self._keep(weight, out, name, label)
             point(weight, self.kept[weight.source], self.folder)
 
-    def _matrix(self, weight: Weight, scheme: Scheme, out: BinaryIO, name: str, label: str) -> Matrix:
+    def _matrix(
+        self, weight: Weight, scheme: Scheme, form: Form | None, out: BinaryIO, name: str, label: str
+    ) -> Matrix:
         rows = padded_rows(weight.shape[0], scheme.bits, self.plan.manifest.profile)
         if found := self.journal.recall(label):
-            places = (place and Place(*place) for place in found)
-            return Matrix(scheme, rows, weight.shape[1], weight.dtype, *places)
-        matrix = write_matrix(weight, scheme, rows, out, name)
-        places = (matrix.codes, matrix.scales, matrix.zeros)
-        self.journal.record(label, [place and astuple(place) for place in places], out)
+            *places, sqnr = found
+            places = (place and Place(*place) for place in places)
+            matrix = Matrix(scheme, rows, weight.shape[1], weight.dtype, *places, sqnr_db=sqnr)
+        else:
+            matrix = write_matrix(weight, scheme, rows, out, name, form)
+            matrix = replace(matrix, order=self._order(form, out, name))
+            places = (matrix.codes, matrix.scales, matrix.zeros, matrix.order)
+            self.journal.record(label, [*(place and astuple(place) for place in places), matrix.sqnr_db], out)
+        if form is not None and matrix.order is not None:
+            self.orders[form.order] = matrix.order
         return matrix
+
+    def _order(self, form: Form | None, out: BinaryIO, name: str) -> Place | None:
+        """Where the order of a matrix's columns lies, which matrices with the same input have in common."""
+        if form is None or form.order is None:
+            return None
+        return self.orders.get(form.order) or append(out, name, np.array(form.order, np.int32))
 
     def _keep(self, weight: Weight, out: BinaryIO, name: str, label: str) -> Place:
         linked = None if weight.file is None else self.links.get(weight.file)
@@ -204,13 +220,15 @@ class Writer:
         for graph in self.plan.graphs:
             for item in graph.decided:
                 if item.scheme is not None:
-                    nbytes = self.matrices[item.weight.source, item.scheme].nbytes
+                    matrix = self.matrices[item.weight.source, item.scheme]
                     yield QuantizedWeight(
                         graph=graph.name,
                         name=item.weight.name,
                         parameters=item.weight.parameters,
-                        bits_per_weight=round(8 * nbytes / item.weight.parameters, 3),
-                        **vars(item.scheme),
+                        bits_per_weight=round(8 * matrix.nbytes / item.weight.parameters, 3),
+                        stored_as=" and ".join(item.weight.stored_as) or None,
+                        sqnr_db=None if matrix.sqnr_db is None else round(matrix.sqnr_db, 2),
+                        **{**vars(item.scheme), **({"method": STORED} if item.taken_over else {})},
                     )
 
     def _kept_rows(self) -> Iterator[FloatWeight]:
@@ -222,18 +240,19 @@ class Writer:
                     yield FloatWeight(graph.name, weight.name, weight.parameters, bits, item.reason)
 
 
-def write_matrix(weight: Weight, scheme: Scheme, rows: int, out: BinaryIO, name: str) -> Matrix:
+def write_matrix(
+    weight: Weight, scheme: Scheme, rows: int, out: BinaryIO, name: str, form: Form | None = None
+) -> Matrix:
     """Quantize `weight` slab by slab into the file `name`, open as `out`, filled up to `rows` rows with zeros.
 
-    EdgeOmniError if it holds NaN or infinity.
+    With a `form` the integers that its checkpoint stores are taken over. EdgeOmniError if it holds NaN or infinity.
     """
+    lost = Lost()
     columns, spare = weight.shape[1], rows - weight.shape[0]
     size = rows * columns * scheme.bits // 8
     codes = Place(name, align(out, size), size)
     scales, zeros = [], []
-    for slab in slabs(weight):
-        require_finite(slab, weight)
-        packed = pack(METHODS[scheme.method](slab, scheme))
+    for packed in map(pack, taken_over(weight, scheme) if form else _rounded(weight, scheme, lost)):
         out.write(packed.codes.tobytes())
         scales.append(packed.scales)
         zeros += [] if packed.zeros is None else [packed.zeros]
@@ -246,7 +265,18 @@ def write_matrix(weight: Weight, scheme: Scheme, rows: int, out: BinaryIO, name:
         codes=codes,
         scales=append(out, name, _filled_up(scales, spare)),
         zeros=append(out, name, _filled_up(zeros, spare)) if zeros else None,
+        sqnr_db=lost.sqnr_db,
     )
+
+
+def _rounded(weight: Weight, scheme: Scheme, lost: Lost) -> Iterator[Quantized]:
+    """The rows of a weight, rounded; what that lost is told where they had been rounded before."""
+    for slab in slabs(weight):
+        require_finite(slab, weight)
+        matrix = METHODS[scheme.method](slab, scheme)
+        if weight.stored_as:
+            lost.add(slab, dequantize(matrix))
+        yield matrix
 
 
 def slabs(weight: Weight) -> Iterator[np.ndarray]:

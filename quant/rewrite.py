@@ -18,6 +18,7 @@ from quant.scheme import Scheme
 from runtime.bundle import Profile
 from runtime.bundle_writer import SMALL, Place
 from runtime.float_bundle import Streamed
+from runtime.integers import Form, Quantized
 
 CONTRIB = "com.microsoft"
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -88,6 +89,22 @@ class Weight:
         values = np.fromfile(self.file, self.dtype, (stop - start) * row, offset=at)
         return values.reshape(stop - start, *self.shape[1:])
 
+    @property
+    def stored_as(self) -> tuple[str, ...]:
+        """The quantized types that its checkpoint stores it in; none where it stores floats."""
+        return () if self.streamed is None else self.streamed.stored_as
+
+    def form(self) -> Form | None:
+        """How its checkpoint stores it as integers that all its readers could take; None where it does not."""
+        form = None if self.streamed is None else self.streamed.form()
+        looked_up = any(node.op_type == "Gather" for node, _ in self.value.uses())
+        return None if form is not None and form.order and looked_up else form
+
+    def integers(self, start: int, stop: int) -> Quantized:
+        """Rows `start` to `stop` of a weight that has a form."""
+        assert self.streamed is not None
+        return self.streamed.integers(start, stop)
+
     def obstacle(self) -> str | None:
         """Why no scheme can store it, or None."""
         if len(self.shape) != 2 or not self.is_float:
@@ -108,7 +125,11 @@ def _takes_matrix(node: ir.Node, place: int) -> bool:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A quantized matrix in the bundle's weight files; its last rows may be padding."""
+    """A quantized matrix in the bundle's weight files; its last rows may be padding.
+
+    `order`, int32 [columns]: which columns of what it multiplies with belong to its own; None: they are in place.
+    `sqnr_db`: what was left of values that had been rounded before; None if they had not, or nothing was lost.
+    """
 
     scheme: Scheme
     rows: int
@@ -117,6 +138,8 @@ class Matrix:
     codes: Place
     scales: Place
     zeros: Place | None
+    order: Place | None = None
+    sqnr_db: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -184,7 +207,7 @@ class _Edit:
             "bits": scheme.bits,
             "block_size": scheme.group_size,
         }
-        inputs = [node.inputs[0], self._codes(3), *self._scales()]
+        inputs = [self._reordered(node.inputs[0]), self._codes(3), *self._scales()]
         if self.profile == "cuda":
             product = contrib("MatMulNBits", inputs, attributes, name)
             self._replace([node], [product, *self._cut(product, name)])
@@ -195,6 +218,23 @@ class _Edit:
         if add is not None:
             inputs += [None] * (5 - len(inputs)) + [bias]  # zero_points and g_idx come before it
         self._replace([node] if add is None else [node, add], [contrib("MatMulNBits", inputs, attributes, name)])
+
+    def _reordered(self, x: ir.Value | None) -> ir.Value | None:
+        """x with its last axis in the order of the matrix's columns; matrices of equal order share the node."""
+        place = self.matrix.order
+        if place is None or x is None:
+            return x
+        for node, at in x.uses():
+            if node.op_type == "Gather" and at == 0 and _lies_at(node.inputs[1], place):
+                return node.outputs[0]
+        order = self._stored(f"{self.weight.name}.order", place, np.dtype(np.int32), (self.matrix.columns,))
+        gather = ir.node("Gather", [x, order], {"axis": -1}, name=f"{self.weight.name}.reordered")
+        gather.outputs[0].type, gather.outputs[0].shape = x.type, x.shape
+        producer = x.producer()
+        self.graph.insert_before(self.graph[0], gather) if producer is None else self.graph.insert_after(
+            producer, gather
+        )
+        return gather.outputs[0]
 
     def _cut(self, product: ir.Node, name: str) -> list[ir.Node]:
         if self.matrix.rows == self.weight.shape[0]:
@@ -255,6 +295,11 @@ def bias_behind(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value] | tuple[N
     if bias is None or not bias.is_initializer() or bias.shape is None or bias.shape.dims != (width,):
         return None, None
     return add, bias
+
+
+def _lies_at(value: ir.Value | None, place: Place) -> bool:
+    tensor = None if value is None else value.const_value
+    return isinstance(tensor, ir.ExternalTensor) and (tensor.location, tensor.offset) == (place.file, place.offset)
 
 
 def _external(name: str, place: Place, dtype: np.dtype, shape: tuple[int, ...], folder: Path) -> ir.ExternalTensor:

@@ -211,6 +211,8 @@ class QuantizedWeight:
     method: str
     activations: Literal["int8", "float"]  # in what it multiplies on a CPU
     bits_per_weight: Annotated[float, Field(gt=0)]  # with scales and zeros
+    stored_as: str | None = None  # the checkpoint's own type, where a quantization had been through it before
+    sqnr_db: float | None = None  # what rounding that once more left of it; None: it was not rounded, or not twice
 
 
 @dataclass(frozen=True, config=STRICT)
