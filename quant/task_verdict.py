@@ -30,7 +30,7 @@ def _accuracy(figure: Look, name: str, where: str, margin: float, p: float, test
     loss, least = figure(f"{name}.accuracy_loss"), figure(f"{name}.detectable_loss")
     assert loss is not None and least is not None
     corrected = f", Holm's correction for {tests} data sets" if tests > 1 else ""
-    change = f"accuracy changed by {-loss.value:+.1%} on {_many(loss, where)} (exact McNemar p = {p:.3g}{corrected})"
+    change = f"accuracy changed by {0 - loss.value:+.1%} on {_many(loss, where)} (exact McNemar p = {p:.3g}{corrected})"
     if p < 0.05:
         return f"{'Regression' if loss.value > 0 else 'Improvement'}{where}: {change}."
     if least.value <= margin and loss.high is not None and loss.high <= margin:
