@@ -36,6 +36,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for ma
 Seed = Annotated[int | None, typer.Option(help="Makes every random draw repeatable.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token and code.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as many as there are cores.")]
+Workers = Annotated[int, typer.Option("--threads", min=0, help="Threads that quantize; 0: as many as there are cores.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
 Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
 LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]
@@ -100,8 +101,12 @@ def export(
         str | None,
         typer.Option(metavar="NAME|FILE.toml", help="Quantize in the same pass, so that no float bundle is written."),
     ] = None,
+    floats: Annotated[
+        bool, typer.Option("--float", help="Make floats also of what the checkpoint stores as integers.")
+    ] = False,
     random: Annotated[bool, typer.Option("--random", help="Mark the weights as never trained.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    threads: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs."""
@@ -115,12 +120,11 @@ def export(
         raise EdgeOmniError("where to? name the bundle with -o BUNDLE, or see the plan with --dry-run")
     if out is not None and not dry_run:
         refuse_target(out, force)  # before the checkpoint is read
+    if floats and recipe is not None:
+        raise EdgeOmniError("--float and --recipe exclude each other")
     wanted = None if recipe is None else read_recipe(recipe)
     with tables.waiting("reading the checkpoint", quiet=as_json):
-        if wanted is None:
-            planned, smaller = convert.plan(checkpoint, profile), None
-        else:
-            planned, smaller = one_pass.plan(checkpoint, profile, wanted, random)
+        planned, smaller = one_pass.plan(checkpoint, profile, wanted, random, floats)
     if dry_run or out is None:
         return emit(tables.plan_record(planned)) if as_json else tables.show_plan(planned)
     total = smaller.bytes_now if smaller else sum(row.bytes_after for row in planned.graphs)
@@ -128,7 +132,7 @@ def export(
         if smaller is None:
             manifest = convert.write(planned, out, standalone, force, random, step)
         else:
-            manifest = quantization.write(smaller, out, standalone, force, step)
+            manifest = quantization.write(smaller, out, standalone, force, step, threads)
     return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 
@@ -141,6 +145,7 @@ def quantize(
         bool, typer.Option("--standalone", help="Copy weights that stay floats instead of linking their files.")
     ] = False,
     force: Force = False,
+    threads: Workers = 0,
     as_json: Json = False,
 ) -> None:
     """Make a smaller bundle of a float one."""
@@ -151,7 +156,7 @@ def quantize(
 
     total = sum(graph.weight_bytes for graph in read_bundle(bundle).graphs.values())
     with tables.progress(total, quiet=as_json) as step:
-        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step)
+        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step, threads)
     emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from quant.summary import summary
+from quant.summary import second_hand, summary
 from runtime.bundle import MANIFEST, Graph, Manifest, Port, Quantization
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def bundle_record(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def show_written(folder: Path, manifest: Manifest) -> None:
     if manifest.quantization is not None:
-        OUT.print(_quantization_table(manifest.quantization))
+        _show_quantization(manifest.quantization)
     weights = size(manifest.weight_bytes)
     line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs, {weights} of weights.")
     line(f"Next: edgeomni verify {folder}; edgeomni chat {folder}")
@@ -145,7 +145,7 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     OUT.print(_port_table(manifest.graphs))
     if manifest.quantization is not None:
         OUT.print()
-        OUT.print(_quantization_table(manifest.quantization))
+        _show_quantization(manifest.quantization)
     for note in manifest.notes:
         line(f"note: {note}")
     if source.random:
@@ -169,6 +169,12 @@ def _port_table(graphs: dict[str, Graph]) -> Table:
                 times = f"  × {count}" if count > 1 else ""
                 shown.add_row(name, side, port.name + times, f"{port.dtype} {list(port.shape)}")
     return shown
+
+
+def _show_quantization(quantization: Quantization) -> None:
+    OUT.print(_quantization_table(quantization))
+    for sentence in second_hand(quantization):
+        line(f"checkpoint: {sentence}")
 
 
 def _quantization_table(quantization: Quantization) -> Table:

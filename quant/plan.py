@@ -151,7 +151,7 @@ def _as_stored(weight: Weight, form: Form | None, profile: Profile) -> Decided:
     """The integers of the checkpoint as they are; on CUDA only where its kernels take them."""
     if form is None:
         types = " and ".join(weight.stored_as)
-        return Decided(weight, reason=f"its {types} is no such integers as operators know" if types else "is float")
+        return Decided(weight, reason=f"no operator takes its {types} as it is" if types else "is float")
     groups = CUDA_GROUP if profile == "cuda" and form.group_size > CUDA_GROUP else form.group_size
     scheme = stored_scheme(replace(form, group_size=groups))
     if profile == "cuda" and (_off_cuda(scheme) or not scheme.holds(form, profile)):

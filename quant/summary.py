@@ -1,8 +1,10 @@
 """What a recipe did, in as many lines as a person reads: weights alike in name and storage together."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from quant.scheme import STORED
 from runtime.bundle import FloatWeight, Quantization, QuantizedWeight
 
 
@@ -43,3 +45,25 @@ def _stored(weight: QuantizedWeight | FloatWeight) -> str:
     zeros = "" if weight.symmetric else " with zeros"
     exact = "" if weight.activations == "int8" else ", float activations"
     return f"int{weight.bits} by {weight.group_size}{zeros}, {weight.method}{exact}"
+
+
+def second_hand(quantization: Quantization) -> Iterator[str]:
+    """What became of weights that their checkpoint had quantized, one sentence for each of its types."""
+    kinds: dict[tuple[str, bool], list[QuantizedWeight]] = {}
+    for weight in quantization.quantized:
+        if weight.stored_as is not None:
+            kinds.setdefault((weight.stored_as, weight.method == STORED), []).append(weight)
+    for (stored_as, taken_over), weights in kinds.items():
+        count = f"{len(weights)} weight{'' if len(weights) == 1 else 's'} of {stored_as}"
+        if taken_over:
+            yield f"{count} taken over bit by bit, without loss"
+        else:
+            yield f"{count} rounded again, which loses: {_lost(weights)}"
+
+
+def _lost(weights: list[QuantizedWeight]) -> str:
+    known = sorted((weight.sqnr_db, weight.name) for weight in weights if weight.sqnr_db is not None)
+    if not known:
+        return "nothing, as it happens"
+    (worst, name), middle = known[0], known[len(known) // 2][0]
+    return f"signal to noise {middle:.1f} dB in the median, {worst:.1f} dB at worst ({name})"

@@ -14,11 +14,9 @@ from export.checkpoint import Checkpoint, open_checkpoint
 from export.packed_tensor import AWQ, PackedTensor, Packing, gptq
 from runtime.errors import CheckpointError
 from runtime.integers import Form, dequantize
+from tests.tiny_quantized import AWQ_CONFIG, BNB_CONFIG, GPTQ_CONFIG, into_words, packed_parts
 
 GOLDEN = Path(__file__).parent / "golden" / "quantized"
-GPTQ_CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False}
-AWQ_CONFIG = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
-BNB_CONFIG = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 
 Tensors = dict[str, np.ndarray]
 
@@ -110,7 +108,7 @@ def test_bitsandbytes_is_read_as_it_reads_itself(tmp_path: Path, layer: str) -> 
 
 
 def packed(rng: np.random.Generator, packing: Packing, rows: int, columns: int, group: int) -> tuple[Tensors, Tensors]:
-    """Random codes, zeros and scales [rows, ...], and the tensors that the format makes of them, written anew here."""
+    """Random codes, zeros and scales [rows, ...], and the tensors that the format makes of them."""
     groups = -(-columns // group)
     top = 2**packing.bits
     made = {
@@ -118,18 +116,7 @@ def packed(rng: np.random.Generator, packing: Packing, rows: int, columns: int, 
         "zeros": rng.integers(1, top, (rows, groups), np.uint32),
         "scales": rng.standard_normal((rows, groups)).astype(np.float16),
     }
-    words = into_words(made["codes"].T, packing, 0 if packing.along == "columns" else 1)
-    zeros = into_words(made["zeros"].T - packing.stored_less, packing, 1)
-    return made, {"w.qweight": words, "w.qzeros": zeros, "w.scales": made["scales"].T}
-
-
-def into_words(codes: np.ndarray, packing: Packing, axis: int) -> np.ndarray:
-    codes = np.moveaxis(codes, axis, -1)
-    stretches = codes.reshape(*codes.shape[:-1], -1, packing.per_word)
-    words = np.zeros(stretches.shape[:-1], np.uint32)
-    for place, code in enumerate(packing.fields):
-        words |= stretches[..., code] << np.uint32(place * packing.bits)
-    return np.moveaxis(words, -1, axis).view(np.int32) if axis == 1 else np.ascontiguousarray(words.T).view(np.int32)
+    return made, {f"w.{name}": part for name, part in packed_parts(**made, packing=packing).items()}
 
 
 @given(

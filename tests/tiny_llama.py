@@ -106,8 +106,11 @@ GGUF_NAMES = {
 }
 
 
-def save_gguf(path: Path, weights: Tensors) -> Path:
-    """Write the same weights as llama.cpp's converter does: queries and keys with their rotary halves interleaved."""
+def save_gguf(path: Path, weights: Tensors, kinds: dict[str, str] | None = None) -> Path:
+    """Write the same weights as llama.cpp's converter does: queries and keys with their rotary halves interleaved.
+
+    `kinds`: the GGML types of those that are to be quantized.
+    """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
@@ -126,7 +129,10 @@ def save_gguf(path: Path, weights: Tensors) -> Path:
     writer.add_eos_token_id(len(tokens()) - 1)
     writer.add_chat_template(TEMPLATE)
     for key, array in weights.items():
-        writer.add_tensor(gguf_name(key), interleaved(key, array))
+        kind = gguf.GGMLQuantizationType[(kinds or {}).get(key, "F32")]
+        plain = kind == gguf.GGMLQuantizationType.F32
+        rows = interleaved(key, array)
+        writer.add_tensor(gguf_name(key), rows if plain else gguf.quantize(rows, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
