@@ -41,7 +41,7 @@ def degeneracies(answer: Answer, spoken: bool) -> tuple[str, ...]:
 
 
 def lapses(question: str, reference: Answer, candidate: Answer) -> tuple[str, ...]:
-    """What is plainly wrong with the candidate's answer beside the reference's: another language, or no end.
+    """What is plainly wrong with the candidate's answer beside the reference's: another language, or no end in sight.
 
     The language is told by the script, and expected to be the reference's, or the question's where that said nothing.
     """
@@ -51,7 +51,9 @@ def lapses(question: str, reference: Answer, candidate: Answer) -> tuple[str, ..
     if other := foreign(reference.text if any(map(str.isalpha, reference.text)) else question, candidate.text):
         found.append(f"wrong language: {other}")
     if reference.ending == "end" != candidate.ending and length(candidate) >= 2 * length(reference):
-        found.append("does not end")
+        found.append(
+            f"truncated: a limit ended it after {length(candidate)} steps, the reference took {length(reference)}"
+        )
     return tuple(found)
 
 

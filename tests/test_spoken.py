@@ -108,12 +108,12 @@ def test_a_loop_of_codes_is_repetition_and_a_defect_and_a_pause_is_silence() -> 
     assert silent[1] == pytest.approx(0.5 + silent[0] / 2, abs=0.01)
 
 
-def test_speech_that_a_limit_ended_is_told_and_one_that_runs_on_is_degenerate() -> None:
+def test_speech_that_a_limit_ended_is_told_and_is_degenerate_where_the_reference_ended_long_before() -> None:
     speech = beckett(RATE)
     cut = answer(speech[:RATE], frames=range(100), ending="limit", cut=True)
     one = result(answer(speech), cut)
     assert figures(one)["speech.cut_added"].value == figures(one)["answers.truncated_added"].value == 1
-    assert one.defects == ((), ("does not end",))
+    assert one.defects == ((), ("truncated: a limit ended it after 100 steps, the reference took 40",))
     assert result(cut, cut).defects == ((), ())  # the reference does not end either
 
 
