@@ -21,11 +21,10 @@ class Watched:
     resident: int
     anonymous: int
     mapped: int
-    output: str
 
 
 def watched(command: Sequence[str], folder: Path) -> Watched:
-    """Run `command` in `folder` to its end. RuntimeError with what it printed if it fails."""
+    """Run `command` to its end; what it prints goes to `folder`/output.txt. RuntimeError with that if it fails."""
     log = folder / "output.txt"
     with log.open("w") as out:
         began = time.perf_counter()
@@ -46,7 +45,6 @@ def watched(command: Sequence[str], folder: Path) -> Watched:
         resident=1024 * used.ru_maxrss,
         anonymous=peaks["RssAnon"],
         mapped=peaks["RssFile"],
-        output=log.read_text(),
     )
 
 
