@@ -12,6 +12,7 @@ import numpy as np
 
 from quant.affine import Quantized, dequantize
 from quant.pack import pack
+from quant.parallel import cores, in_order
 from quant.plan import Decided, Plan, PlannedGraph, open_bundle, plan
 from quant.rewrite import (
     Matrix,
@@ -45,7 +46,7 @@ from runtime.journal import Journal
 Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
 
 METHODS: dict[Method, Callable[[np.ndarray, Scheme], Quantized]] = {"rtn": rtn}
-SLAB = 1 << 17  # values that are quantized at once, so that they stay in the cache; rows do not depend on each other
+SLAB = 1 << 16  # values that are quantized at once, so that they stay in the cache; rows do not depend on each other
 
 
 def quantize(
@@ -55,10 +56,12 @@ def quantize(
     standalone: bool = False,
     force: bool = False,
     progress: Progress = lambda name, nbytes: None,
+    threads: int = 0,
 ) -> Manifest:
     """Quantize the float bundle `bundle` by `recipe` into the bundle `out`; whole or not at all.
 
-    Memory holds one slab of one weight and the scales of that weight. The same bundle and recipe give the same bytes.
+    Memory holds some slabs of one weight, two for each of `threads` (0: as many as there are cores), and the scales of
+    that weight. The same bundle and recipe give the same bytes, with any number of threads.
     Without `standalone`, files whose weights mostly stay floats are hard-linked from `bundle`. `force` replaces a
     bundle that is already there. A run that is killed leaves a draft beside `out`, and the same run once more goes on
     at the last finished weight, to the same bytes; an error leaves nothing. EdgeOmniError says everything that is
@@ -67,7 +70,7 @@ def quantize(
     if out.resolve() == bundle.resolve():
         raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
     refuse_target(out, force)
-    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress)
+    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress, threads)
 
 
 def write(
@@ -76,6 +79,7 @@ def write(
     standalone: bool = False,
     force: bool = False,
     progress: Progress = lambda name, nbytes: None,
+    threads: int = 0,
 ) -> Manifest:
     """Write a planned quantization into the bundle `out`; the arguments and errors are those of `quantize`.
 
@@ -86,7 +90,7 @@ def write(
     with drafting(out, job(planned, standalone)) as draft:
         require_space(draft.folder, planned.bytes_after(linked) - draft.bytes_written())
         links = {file: link(file, draft.folder) for file in sorted(linked)}
-        return Writer(planned, draft.folder, draft.journal, links).write(progress, standalone)
+        return Writer(planned, draft.folder, draft.journal, links, threads or cores()).write(progress, standalone)
 
 
 def job(planned: Plan, standalone: bool) -> dict[str, Any]:
@@ -113,6 +117,7 @@ class Writer:
     folder: Path
     journal: Journal
     links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
+    threads: int = 1
     kept: dict[object, Place] = field(default_factory=dict)
     matrices: dict[object, Matrix] = field(default_factory=dict)
     orders: dict[object, Place] = field(default_factory=dict)  # of columns
@@ -175,7 +180,7 @@ class Writer:
             places = (place and Place(*place) for place in places)
             matrix = Matrix(scheme, rows, weight.shape[1], weight.dtype, *places, sqnr_db=sqnr)
         else:
-            matrix = write_matrix(weight, scheme, rows, out, name, form)
+            matrix = write_matrix(weight, scheme, rows, out, name, form, self.threads)
             matrix = replace(matrix, order=self._order(form, out, name))
             places = (matrix.codes, matrix.scales, matrix.zeros, matrix.order)
             self.journal.record(label, [*(place and astuple(place) for place in places), matrix.sqnr_db], out)
@@ -241,7 +246,13 @@ class Writer:
 
 
 def write_matrix(
-    weight: Weight, scheme: Scheme, rows: int, out: BinaryIO, name: str, form: Form | None = None
+    weight: Weight,
+    scheme: Scheme,
+    rows: int,
+    out: BinaryIO,
+    name: str,
+    form: Form | None = None,
+    threads: int = 1,
 ) -> Matrix:
     """Quantize `weight` slab by slab into the file `name`, open as `out`, filled up to `rows` rows with zeros.
 
@@ -252,7 +263,7 @@ def write_matrix(
     size = rows * columns * scheme.bits // 8
     codes = Place(name, align(out, size), size)
     scales, zeros = [], []
-    for packed in map(pack, taken_over(weight, scheme) if form else _rounded(weight, scheme, lost)):
+    for packed in map(pack, taken_over(weight, scheme) if form else _rounded(weight, scheme, lost, threads)):
         out.write(packed.codes.tobytes())
         scales.append(packed.scales)
         zeros += [] if packed.zeros is None else [packed.zeros]
@@ -269,11 +280,14 @@ def write_matrix(
     )
 
 
-def _rounded(weight: Weight, scheme: Scheme, lost: Lost) -> Iterator[Quantized]:
+def _rounded(weight: Weight, scheme: Scheme, lost: Lost, threads: int) -> Iterator[Quantized]:
     """The rows of a weight, rounded; what that lost is told where they had been rounded before."""
-    for slab in slabs(weight):
+
+    def rounded(slab: np.ndarray) -> tuple[np.ndarray, Quantized]:
         require_finite(slab, weight)
-        matrix = METHODS[scheme.method](slab, scheme)
+        return slab, METHODS[scheme.method](slab, scheme)
+
+    for slab, matrix in in_order(rounded, slabs(weight), threads):
         if weight.stored_as:
             lost.add(slab, dequantize(matrix))
         yield matrix

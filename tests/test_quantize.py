@@ -52,6 +52,13 @@ def test_the_same_bundle_and_recipe_give_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_threads_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quant.quantize.SLAB", 256)
+    for threads in (1, 3):
+        quantize(tiny_llama.bundle(), tmp_path / str(threads), INT4, threads=threads)
+    assert contents(tmp_path / "1") == contents(tmp_path / "3")
+
+
 def test_eight_bits_change_the_scores_little_and_four_bits_more(tmp_path: Path) -> None:
     exact = tiny_llama.logits(tiny_llama.bundle(), [1, 2, 3, 4])
     losses = []
