@@ -60,6 +60,7 @@ class Answer:
     ending: Ending = "end"
     cut: bool = False
     timings: Timings = NOT_TIMED
+    letters: tuple[float, ...] = ()  # probability of each option, where one was to be chosen by its letter
 
     @property
     def ids(self) -> list[int]:
@@ -195,15 +196,17 @@ class Observed(Engine):
 
     def choose(self, prompt: Prompt, options: int) -> Answer:
         """Answer with the letter that is the likeliest first token among those of so many options."""
-        context, failure = self.context(), ""
+        context = self.context()
         context.append(prompt)
-        logits = self.session("lm_head").run(hidden=context.hidden())["logits"][0]
-        ids = [token for letter in LETTERS[:options] for token in self.letter_ids(letter)]
-        token = max(ids, key=lambda token: logits[token])
-        if not np.isfinite(logits[ids]).all():
-            failure = "the scores of the letters are not finite"
+        logits = self.session("lm_head").run(hidden=context.hidden())["logits"][0].astype(np.float64)
+        ids = [self.letter_ids(letter) for letter in LETTERS[:options]]
+        scores = np.array([np.logaddexp.reduce(logits[forms]) for forms in ids])
+        failure = "" if np.isfinite(scores).all() else "the scores of the letters are not finite"
+        forms = ids[int(scores.argmax())]
+        token = forms[int(logits[forms].argmax())]
         step = Taken("text", prompt.ids, np.array([token], np.int64))
-        return Answer(self.tokenizer.decode([token]).strip(), (step,), SILENCE, failure)
+        letters = tuple(np.exp(scores - np.logaddexp.reduce(scores)).tolist())
+        return Answer(self.tokenizer.decode([token]).strip(), (step,), SILENCE, failure, letters=letters)
 
     def letter_ids(self, letter: str) -> list[int]:
         """The tokens that are a letter alone, with and without a space before it; EdgeOmniError where none is."""

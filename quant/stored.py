@@ -53,6 +53,7 @@ class StoredTurn:
     ending: Ending
     cut: bool
     timings: Timings
+    letters: tuple[float, ...]
     prompt_positions: int
     prefill: float
     token_seconds: tuple[float, ...]
@@ -140,6 +141,7 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
         ending=found.answer.ending,
         cut=found.answer.cut,
         timings=found.answer.timings,
+        letters=found.answer.letters,
         file=name,
     )
 
@@ -199,7 +201,8 @@ class Stored:
         turn = self.index.turns[index]
         arrays = self._arrays(turn.file)
         steps = (Taken(kind, arrays[f"{n}.inputs"], arrays[f"{n}.chosen"]) for n, kind in enumerate(turn.kinds))
-        answer = Answer(turn.answer, tuple(steps), arrays["wave"], turn.failure, turn.ending, turn.cut, turn.timings)
+        made = (turn.failure, turn.ending, turn.cut, turn.timings, turn.letters)
+        answer = Answer(turn.answer, tuple(steps), arrays["wave"], *made)
         seen = (
             tuple(_seen(arrays, f"{place}.{stream}") for stream in range(streams))
             for place, streams in enumerate(turn.streams)

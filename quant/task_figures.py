@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from string import ascii_uppercase
 
 import numpy as np
 
@@ -58,6 +59,7 @@ def task_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
     yield from accuracy_figures("answers", items_of([r for r in results if r.turn.metric not in ("wer", "cer")]), seed)
     for suite, found in suites_of(results).items():
         yield from accuracy_figures(f"suite.{suite}", items_of(found), seed)
+        yield from option_figures(f"suite.{suite}", found, seed)
         yield from error_figures(f"suite.{suite}", found, seed)
 
 
@@ -74,6 +76,20 @@ def accuracy_figures(name: str, items: Sequence[Item], seed: int) -> Iterator[Fi
     yield loss if losses or gains else replace(loss, low=-unseen, high=unseen)
     yield known(f"{name}.mcnemar_p", mcnemar(losses, gains), n)
     yield known(f"{name}.detectable_loss", detectable_loss(n, gains / n), n)
+
+
+def option_figures(name: str, results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:
+    """How likely the right option was, where options are chosen by letters: it moves before any answer flips."""
+    right = [(r.reference.letters, r.candidate.letters, ascii_uppercase.index(r.turn.answers[0]))
+             for r in results if r.reference.letters and r.candidate.letters]  # fmt: skip
+    pairs = [(ours[place], theirs[place]) for ours, theirs, place in right if np.isfinite([*ours, *theirs]).all()]
+    if not pairs:
+        return
+    ref, cand = ([pair[side] for pair in pairs] for side in (0, 1))
+    counts = [1.0] * len(pairs)
+    yield over_turns(f"{name}.right_option_reference", ratio_of_sums, (ref, counts), len(pairs), seed)
+    yield over_turns(f"{name}.right_option", ratio_of_sums, (cand, counts), len(pairs), seed)
+    yield over_turns(f"{name}.right_option_loss", mean_difference, (ref, cand), len(pairs), seed)
 
 
 def error_figures(name: str, results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:

@@ -22,6 +22,7 @@ def task_sentences(figure: Look, results: Sequence[TurnResult], margin: float) -
             yield _errors(figure, name, where, margin)
         elif name in adjusted:
             yield _accuracy(figure, name, where, margin, adjusted[name], len(adjusted))
+            yield from _options(figure, name, where)
         elif where:
             yield f"Not judged{where}: no answer is expected there, or only another model could tell which are right."
 
@@ -41,6 +42,15 @@ def _accuracy(figure: Look, name: str, where: str, margin: float, p: float, test
         f"Cannot say that nothing was lost{where}: {change}, and so many show only a loss of {least.value:.1%} or more "
         f"(in 4 of 5 cases); the margin is {margin:.1%}."
     )
+
+
+def _options(figure: Look, name: str, where: str) -> Iterator[str]:
+    loss = figure(f"{name}.right_option_loss")
+    if loss is not None and loss.low is not None and loss.high is not None and loss.low * loss.high > 0:
+        yield (
+            f"The right option{where} became {'less' if loss.value > 0 else 'more'} likely, by {abs(loss.value):.1%} "
+            f"(95 % interval {min(abs(loss.low), abs(loss.high)):.1%} to {max(abs(loss.low), abs(loss.high)):.1%})."
+        )
 
 
 def _many(figure: Figure, where: str) -> str:

@@ -101,8 +101,9 @@ def test_a_letter_is_the_likeliest_of_those_that_are_options() -> None:
     prompt = engine.prompt(turn)
     answer = engine.reply(prompt, turn)
     logits = engine.follow(prompt, answer.steps).logits[0][0][0]
-    scores = {letter: max(logits[engine.letter_ids(letter)]) for letter in "ABCD"}
-    assert answer.text == max(scores, key=lambda letter: scores[letter])
+    odds = np.array([np.exp(logits[engine.letter_ids(letter)]).sum() for letter in "ABCD"])
+    assert answer.text == "ABCD"[odds.argmax()]
+    assert answer.letters == pytest.approx(odds / odds.sum(), rel=1e-4)
     assert engine.choose(prompt, 1).text == "A"
 
 
@@ -190,6 +191,19 @@ def test_error_rates_are_judged_by_their_difference() -> None:
     assert "Cannot say that nothing was lost in s: the error rate" in sentence(few[:8])
 
 
+def test_a_right_option_that_became_less_likely_is_told_although_no_answer_flipped() -> None:
+    turn = replace(CHOICE, metric="letter")
+    found = [
+        replace(result, reference=replace(result.reference, letters=(0.9, 0.1)),
+                candidate=replace(result.candidate, letters=(0.8 - 0.01 * place, 0.2 + 0.01 * place)))
+        for place, result in enumerate(results([("A", "A")] * 10, turn))
+    ]  # fmt: skip
+    figures = {figure.name: figure.value for figure in task_figures(found, 0)}
+    assert figures["suite.s.right_option_loss"] == pytest.approx(0.145)
+    assert figures["suite.s.accuracy_loss"] == 0
+    assert "The right option in s became less likely, by 14.5%" in sentence(found)
+
+
 def test_error_rates_sum_edits_before_they_divide() -> None:
     long = replace(SPEECH, answers=("one two three four five six seven eight nine",))
     found = [*results([("nine", "nine")], SPEECH), *results([(long.answers[0], long.answers[0])], long, ["x"])]
@@ -244,8 +258,10 @@ def test_smollm2_chooses_the_letter_that_its_mathematics_does(tmp_path: Path) ->
     for turn in read_suite("mcq", suite_files.mmlu(tmp_path)):
         prompt = engine.prompt(turn)
         logits = reference.logits(prompt.ids)[-1]
-        likeliest = max("ABCD", key=lambda letter: max(logits[ids[letter]]))
-        assert engine.reply(prompt, turn).text == likeliest
+        odds = np.array([np.exp(logits[ids[letter]]).sum() for letter in "ABCD"])
+        answer = engine.reply(prompt, turn)
+        assert answer.text == "ABCD"[odds.argmax()]
+        assert answer.letters == pytest.approx(odds / odds.sum(), rel=1e-2)
 
 
 def test_the_command_says_what_suites_there_are_and_what_is_missing(tmp_path: Path) -> None:
