@@ -9,19 +9,22 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
 from quant.affine import Quantized
-from quant.examples import Example, conversation
+from quant.examples import Calibrating, Example, conversation
 from quant.gptq import Curvature, Gram, gptq
 from quant.observe import HEAD, forced
-from quant.rewrite import Model
+from quant.plan import Plan
+from quant.rewrite import Model, Weight
 from quant.rtn import rtn
-from quant.scheme import Scheme
+from quant.scheme import CALIBRATED, Scheme
 from quant.spill import Spilled, Values
 from quant.stages import Stage, choices, cut_out, needed, on_the_way, stages
 from quant.taps import in_memory
+from quant.turn import listed
 from runtime.bundle import Graph, Manifest, Port
 from runtime.context import embed
 from runtime.engine import Engine
@@ -73,7 +76,7 @@ class Walk:
         self._kept |= self.values.recall(label) or self._run(label, wanted, later)
         useful = needed(self.model, self._known, [*wanted, *later])
         for gone in [name for name in self._kept if name not in useful]:
-            self._kept.pop(gone).discard()
+            self.values.discard(self._kept.pop(gone))
 
     @property
     def _known(self) -> set[str]:
@@ -120,6 +123,33 @@ class Walk:
 def _described(outputs: tuple[str, ...]) -> Graph:
     ports = tuple(Port(name, "float32", ()) for name in outputs)
     return Graph("piece", (), (), ports, "", 0, 0)
+
+
+def refuse_unreached(planned: Plan, calibrating: Calibrating) -> None:
+    """EdgeOmniError if some matrices are to be calibrated and cannot, or turns are given and none is."""
+    if calibrating.turns is not None and not planned.calibrated:
+        raise EdgeOmniError(
+            f"the recipe {planned.recipe.name} calibrates no matrix, so the calibration turns would do nothing; "
+            f"leave them out, or take a recipe with the method {' or '.join(CALIBRATED)}"
+        )
+    problems = [
+        f"  {item.weight.name} {why}"
+        for graph in planned.graphs
+        for item in graph.decided
+        if item.calibrated and (why := _out_of_reach(graph.name, item.weight))
+    ]
+    if problems:
+        raise EdgeOmniError(
+            f'the recipe {planned.recipe.name} cannot calibrate all it names; give these the method "rtn":\n'
+            + listed(problems)
+        )
+
+
+def _out_of_reach(graph: str, weight: Weight) -> str | None:
+    if graph not in REACHED:
+        return f"is in {graph}; turns are led through {', '.join(REACHED)} only"
+    looked_up = any(node.op_type == "Gather" for node, _ in weight.value.uses())
+    return "is a table in which rows are looked up: it multiplies nothing" if looked_up else None
 
 
 class Calibration:
@@ -211,10 +241,15 @@ class Met:
     def __init__(self, walk: Walk, stage: Stage, schemes: Collection[Scheme]):
         self.walk, self.stage = walk, stage
         self._group = max(scheme.group_size for scheme in schemes)
+        self._lock = Lock()  # the slabs of a matrix are solved in several threads
 
     @cached_property
     def gram(self) -> Gram:
         return self.walk.gram(self.stage.inputs, self._group)
+
+    @cached_property
+    def felt(self) -> np.ndarray:
+        return self.gram.felt()
 
     @cached_property
     def curvatures(self) -> tuple[Curvature, ...]:
@@ -222,9 +257,9 @@ class Met:
 
     def solve(self, weight: np.ndarray, scheme: Scheme) -> Quantized:
         """Rows of a matrix -> their codes, by the scheme's method."""
-        if scheme.method == "gptq":
-            return gptq(weight, self.curvatures, scheme)
-        return rtn(weight, scheme, self.gram.felt())
+        with self._lock:
+            curvatures, felt = (self.curvatures, None) if scheme.method == "gptq" else (None, self.felt)
+        return rtn(weight, scheme, felt) if curvatures is None else gptq(weight, curvatures, scheme)
 
 
 def _decoder_feed(rows: Spilled, number: int, port: Port) -> np.ndarray:

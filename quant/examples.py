@@ -3,14 +3,17 @@
 An answer is given and never generated, so nothing has to be loaded that could generate one.
 """
 
+import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
-from quant.media import source
+from quant.media import Media, source
 from quant.synthetic import Wave, picture, voice
 from quant.turn import Turn, read_turns, refuse_unfit
 from runtime.bundle import Manifest
@@ -19,6 +22,7 @@ from runtime.errors import EdgeOmniError
 from runtime.prompt import Prompt, Spoken, Text, concat
 
 DEFAULT = Path(__file__).parent / "turns" / "calibration.jsonl"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 SECONDS = 6.0  # of a sound that is made here
 PICTURES = ((448, 336), (224, 224), (280, 504))
 EVERY = 3  # every third turn of the default is heard, the next seen, and of both some are answered aloud
@@ -73,7 +77,7 @@ def _varied(turn: Turn, index: int, manifest: Manifest) -> Example:
     """A turn of the default with what this kind of model can take of sounds and pictures."""
     audio = _sound(manifest, index) if manifest.audio and index % EVERY == 0 else None
     images = (picture(*PICTURES[index % len(PICTURES)], seed=index),) if manifest.image and index % EVERY == 1 else ()
-    aloud = _sound(manifest, index + 1000) if manifest.speech and index % 2 == 0 else None
+    aloud = _sound(manifest, index + 1000) if manifest.speech and manifest.audio and index % 2 == 0 else None
     return Example(turn.text, audio, images, " ".join(turn.answers[:1]), aloud)
 
 
@@ -115,3 +119,36 @@ def _answer(example: Example, engine: Engine) -> Iterator[Text | Spoken]:
         yield Text(example.answer)
     else:
         yield Spoken(example.answer, engine.hear(example.aloud).codes)
+
+
+@dataclass(frozen=True)
+class Calibrating:
+    """What a user wants to calibrate on: turns of his own, or those that come along (None)."""
+
+    turns: tuple[Turn, ...] | None = None
+    partial: bool = False  # even if they leave some of the model's abilities untried
+
+    def examples(self, manifest: Manifest) -> tuple[Example, ...]:
+        return examples(self.turns, manifest, self.partial)
+
+    def fingerprint(self) -> str:
+        """Differs where the turns or what they let hear and see differs, or the runtime that they run on.
+
+        Also after each start of the machine: values of the turns are not forced onto the disk, which would take most
+        of the time, so that a power cut may have lost some.
+        """
+        turns = read_turns(DEFAULT) if self.turns is None else self.turns
+        told = [(turn.text, turn.answers, turn.spoken) for turn in turns]
+        media = [_state(item) for turn in turns for item in (turn.audio, *turn.images) if item is not None]
+        machine = (onnxruntime.__version__, os.cpu_count(), BOOT.read_text() if BOOT.is_file() else "")
+        return hashlib.sha256(repr((told, media, machine)).encode()).hexdigest()
+
+
+def _state(media: Media) -> tuple[str, ...]:
+    """Which file it is and what lies in it, as far as its state tells."""
+    file = media if isinstance(media, Path) else media.table
+    state = file.stat()
+    return (str(file.resolve()), str(state.st_size), str(state.st_mtime_ns), "" if file is media else repr(media))
+
+
+BUILT_IN = Calibrating()

@@ -88,9 +88,7 @@ def gptq(weight: NDArray[np.floating], curvatures: Sequence[Curvature], scheme: 
     return Quantized(np.ascontiguousarray(codes), scales, stored, scheme.bits)
 
 
-def _solve(
-    weight: NDArray[np.floating], curved: Curvature, scheme: Scheme
-) -> tuple[NDArray[np.uint8], Floats, Floats]:
+def _solve(weight: NDArray[np.floating], curved: Curvature, scheme: Scheme) -> tuple[NDArray[np.uint8], Floats, Floats]:
     """weight [rows, n] -> codes [n, rows], scales and zeros [n / group, rows]."""
     size, left = scheme.group_size, np.ascontiguousarray(weight.T, np.float32)  # so that columns run along memory
     codes = np.empty(left.shape, np.uint8)

@@ -32,6 +32,11 @@ class Decided:
     reason: str = ""
     taken_over: Form | None = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it is solved for what it multiplies on calibration turns."""
+        return self.scheme is not None and self.scheme.calibrated and self.taken_over is None
+
     def bytes_after(self, profile: Profile) -> int:
         """Bytes of the weight in the quantized bundle."""
         if self.scheme is None:
@@ -63,6 +68,10 @@ class Plan:
     def bytes_now(self) -> int:
         """Bytes of all weights as floats, those that two graphs share counted in each."""
         return sum(item.weight.nbytes for graph in self.graphs for item in graph.decided)
+
+    @property
+    def calibrated(self) -> bool:
+        return any(item.calibrated for item in self.decided)
 
     @property
     def decided(self) -> Iterator[Decided]:

@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from quant.affine import Quantized, dequantize
+from quant.calibration import Calibration, Solver, Unfinished, refuse_unreached
+from quant.examples import BUILT_IN, Calibrating
 from quant.pack import pack
 from quant.parallel import cores, in_order
 from quant.plan import Decided, Plan, PlannedGraph, open_bundle, plan
@@ -25,7 +27,7 @@ from quant.rewrite import (
     weight_bytes,
 )
 from quant.rtn import rtn
-from quant.scheme import STORED, Method, Recipe, Scheme
+from quant.scheme import STORED, Recipe, Scheme
 from quant.take_over import Lost, taken_over
 from runtime.bundle import (
     MANIFEST,
@@ -38,15 +40,25 @@ from runtime.bundle import (
     describe_file,
     write_manifest,
 )
-from runtime.bundle_writer import Place, align, append, append_pieces, drafting, link, refuse_target, require_space
+from runtime.bundle_writer import (
+    Draft,
+    Place,
+    align,
+    append,
+    append_pieces,
+    drafting,
+    link,
+    refuse_target,
+    require_space,
+)
 from runtime.errors import EdgeOmniError
 from runtime.integers import Form
 from runtime.journal import Journal
 
 Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
 
-METHODS: dict[Method, Callable[[np.ndarray, Scheme], Quantized]] = {"rtn": rtn}
 SLAB = 1 << 16  # values that are quantized at once, so that they stay in the cache; rows do not depend on each other
+SOLVED = 1 << 21  # the same for a method that takes one column after the other
 
 
 def quantize(
@@ -57,6 +69,7 @@ def quantize(
     force: bool = False,
     progress: Progress = lambda name, nbytes: None,
     threads: int = 0,
+    calibrating: Calibrating = BUILT_IN,
 ) -> Manifest:
     """Quantize the float bundle `bundle` by `recipe` into the bundle `out`; whole or not at all.
 
@@ -70,7 +83,7 @@ def quantize(
     if out.resolve() == bundle.resolve():
         raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
     refuse_target(out, force)
-    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress, threads)
+    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress, threads, calibrating)
 
 
 def write(
@@ -80,20 +93,34 @@ def write(
     force: bool = False,
     progress: Progress = lambda name, nbytes: None,
     threads: int = 0,
+    calibrating: Calibrating = BUILT_IN,
 ) -> Manifest:
     """Write a planned quantization into the bundle `out`; the arguments and errors are those of `quantize`.
 
     A float bundle that was never written gives the bytes that it would give had it been.
     """
     refuse_target(out, force)
+    refuse_unreached(planned, calibrating)
     linked = frozenset() if standalone else planned.worth_linking()
-    with drafting(out, job(planned, standalone)) as draft:
+    with drafting(out, job(planned, standalone, calibrating)) as draft:
         require_space(draft.folder, planned.bytes_after(linked) - draft.bytes_written())
         links = {file: link(file, draft.folder) for file in sorted(linked)}
-        return Writer(planned, draft.folder, draft.journal, links, threads or cores()).write(progress, standalone)
+        calibration = calibrating_in(draft, planned, calibrating) if planned.calibrated else None
+        writer = Writer(planned, draft.folder, draft.journal, links, threads or cores(), calibration)
+        return writer.write(progress, standalone)
 
 
-def job(planned: Plan, standalone: bool) -> dict[str, Any]:
+def calibrating_in(draft: Draft, planned: Plan, calibrating: Calibrating) -> Calibration:
+    """What leads the calibration turns through the graphs. EdgeOmniError if the model cannot take them."""
+    examples, name = calibrating.examples(planned.manifest), planned.manifest.tokenizer
+    tokenizer = planned.bundle.others[name]
+    if isinstance(tokenizer, bytes):
+        (draft.work / name).write_bytes(tokenizer)
+        tokenizer = draft.work / name
+    return Calibration(examples, Unfinished(draft.folder, planned.manifest, tokenizer), draft.work, draft.journal)
+
+
+def job(planned: Plan, standalone: bool, calibrating: Calibrating = BUILT_IN) -> dict[str, Any]:
     """All that decides about the bytes, so that a run goes on only with what its like began."""
     states = [(file.resolve(), file.stat()) for file in planned.bundle.sources]
     return {
@@ -102,6 +129,7 @@ def job(planned: Plan, standalone: bool) -> dict[str, Any]:
         "sources": [[str(file), state.st_size, state.st_mtime_ns] for file, state in states],
         "recipe": [planned.recipe.name, planned.recipe.text],
         "standalone": standalone,
+        "calibration": calibrating.fingerprint() if planned.calibrated else None,
     }
 
 
@@ -118,6 +146,7 @@ class Writer:
     journal: Journal
     links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
     threads: int = 1
+    calibration: Calibration | None = None
     kept: dict[object, Place] = field(default_factory=dict)
     matrices: dict[object, Matrix] = field(default_factory=dict)
     orders: dict[object, Place] = field(default_factory=dict)  # of columns
@@ -145,12 +174,15 @@ class Writer:
         if name in self.links.values():
             name = f"{planned.name}.quantized.data"
         with self.journal.append_to(self.folder / name) as out:
-            for item in planned.decided:
-                self._store(item, planned, out, name)
+            for item, solve in self._in_turn(planned):
+                self._store(item, planned, out, name, solve)
+                out.flush()  # the next matrix may be calibrated on what this one makes of its inputs
                 progress(item.weight.name, item.weight.nbytes)
         if (self.folder / name).stat().st_size == 0:
             (self.folder / name).unlink()
         save_graph(planned.model, self.folder / planned.graph.file)
+        if self.calibration is not None:
+            self.calibration.finished(planned.name, planned.model)
         smaller = any(item.scheme for item in planned.decided)
         return replace(
             planned.graph,
@@ -159,12 +191,21 @@ class Writer:
             weight_bytes=weight_bytes(planned.model),
         )
 
-    def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str) -> None:
+    def _in_turn(self, planned: PlannedGraph) -> Iterator[tuple[Decided, Solver | None]]:
+        """The weights of a graph: those that are calibrated last, in an order that allows it, each with its solver."""
+        yield from ((item, None) for item in planned.decided if not item.calibrated)
+        waiting = {item.weight.name: item for item in planned.decided if item.calibrated}
+        if self.calibration is not None and waiting:
+            schemes = {name: item.scheme for name, item in waiting.items() if item.scheme is not None}
+            solutions = self.calibration.solutions(planned.name, planned.graph, planned.model, schemes)
+            yield from ((waiting[name], solve) for name, solve in solutions)
+
+    def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str, solve: Solver | None) -> None:
         weight, scheme, label = item.weight, item.scheme, f"{planned.name}/{item.weight.name}"
         if scheme is not None:
             key = (weight.source, scheme)
             if key not in self.matrices:
-                self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label)
+                self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label, solve)
             quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
         elif not weight.stays_inside:
             if weight.source not in self.kept:
@@ -172,7 +213,14 @@ class Writer:
             point(weight, self.kept[weight.source], self.folder)
 
     def _matrix(
-        self, weight: Weight, scheme: Scheme, form: Form | None, out: BinaryIO, name: str, label: str
+        self,
+        weight: Weight,
+        scheme: Scheme,
+        form: Form | None,
+        out: BinaryIO,
+        name: str,
+        label: str,
+        solve: Solver | None,
     ) -> Matrix:
         rows = padded_rows(weight.shape[0], scheme.bits, self.plan.manifest.profile)
         if found := self.journal.recall(label):
@@ -180,7 +228,7 @@ class Writer:
             places = (place and Place(*place) for place in places)
             matrix = Matrix(scheme, rows, weight.shape[1], weight.dtype, *places, sqnr_db=sqnr)
         else:
-            matrix = write_matrix(weight, scheme, rows, out, name, form, self.threads)
+            matrix = write_matrix(weight, scheme, rows, out, name, form, self.threads, solve)
             matrix = replace(matrix, order=self._order(form, out, name))
             places = (matrix.codes, matrix.scales, matrix.zeros, matrix.order)
             self.journal.record(label, [*(place and astuple(place) for place in places), matrix.sqnr_db], out)
@@ -253,17 +301,19 @@ def write_matrix(
     name: str,
     form: Form | None = None,
     threads: int = 1,
+    solve: Solver | None = None,
 ) -> Matrix:
     """Quantize `weight` slab by slab into the file `name`, open as `out`, filled up to `rows` rows with zeros.
 
-    With a `form` the integers that its checkpoint stores are taken over. EdgeOmniError if it holds NaN or infinity.
+    With a `form` the integers that its checkpoint stores are taken over, else its rows are solved by `solve`, or
+    rounded to nearest. EdgeOmniError if it holds NaN or infinity.
     """
     lost = Lost()
     columns, spare = weight.shape[1], rows - weight.shape[0]
     size = rows * columns * scheme.bits // 8
     codes = Place(name, align(out, size), size)
     scales, zeros = [], []
-    for packed in map(pack, taken_over(weight, scheme) if form else _rounded(weight, scheme, lost, threads)):
+    for packed in map(pack, taken_over(weight, scheme) if form else _rounded(weight, scheme, lost, threads, solve)):
         out.write(packed.codes.tobytes())
         scales.append(packed.scales)
         zeros += [] if packed.zeros is None else [packed.zeros]
@@ -280,22 +330,22 @@ def write_matrix(
     )
 
 
-def _rounded(weight: Weight, scheme: Scheme, lost: Lost, threads: int) -> Iterator[Quantized]:
+def _rounded(weight: Weight, scheme: Scheme, lost: Lost, threads: int, solve: Solver | None) -> Iterator[Quantized]:
     """The rows of a weight, rounded; what that lost is told where they had been rounded before."""
 
     def rounded(slab: np.ndarray) -> tuple[np.ndarray, Quantized]:
         require_finite(slab, weight)
-        return slab, METHODS[scheme.method](slab, scheme)
+        return slab, rtn(slab, scheme) if solve is None else solve(slab)
 
-    for slab, matrix in in_order(rounded, slabs(weight), threads):
+    for slab, matrix in in_order(rounded, slabs(weight, SLAB if solve is None else SOLVED), threads):
         if weight.stored_as:
             lost.add(slab, dequantize(matrix))
         yield matrix
 
 
-def slabs(weight: Weight) -> Iterator[np.ndarray]:
-    """The rows of a weight, some at a time, of SLAB values or one row."""
-    step = max(1, SLAB * weight.shape[0] // max(1, weight.parameters))
+def slabs(weight: Weight, size: int = SLAB) -> Iterator[np.ndarray]:
+    """The rows of a weight, some at a time, of `size` values or one row."""
+    step = max(1, size * weight.shape[0] // max(1, weight.parameters))
     for start in range(0, weight.shape[0], step):
         yield weight.rows(start, min(start + step, weight.shape[0]))
 
@@ -307,4 +357,5 @@ def require_finite(slab: np.ndarray, weight: Weight) -> None:
 
 
 def _filled_up(parts: list[np.ndarray], spare: int) -> np.ndarray:
-    return np.pad(np.concatenate(parts), ((0, spare), (0, 0)))
+    columns = parts[0].shape[1]
+    return np.concatenate([*parts, np.zeros((spare, columns), parts[0].dtype)])

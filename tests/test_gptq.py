@@ -1,4 +1,4 @@
-"""GPTQ: never worse than rounding by the measure it minimises, the same where columns have nothing to do with others."""
+"""GPTQ: never worse than rounding by the measure it minimises, and the same where columns are independent."""
 
 import numpy as np
 import pytest
