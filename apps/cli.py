@@ -16,6 +16,7 @@ from runtime.errors import EdgeOmniError
 EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "camera",
+    "ray": "cluster",
     **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
@@ -266,6 +267,10 @@ def compare(
             "command that is given a WAV file ({wav}, {language}) and prints what it heard.",
         ),
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS|local", help="Spread the turns over a Ray cluster, or this machine's cores."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the speech decoder's noise.")] = 0,
     threads: Threads = 0,
     no_cache: NoCache = False,
@@ -281,7 +286,7 @@ def compare(
         turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache
     )
     found = compare_command(
-        reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or (), recogniser
+        reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or (), recogniser, ray
     )
     emit(report_record(found)) if as_json else show(found, report)
     raise typer.Exit(0 if found.passed else 1)
@@ -365,16 +370,28 @@ def bench(
     audio_head: Annotated[
         bool, typer.Option("--audio-head", help="Also time one audio frame against the official order of work.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Measure, instead of all else, prefill and decode beside those of other programs that are installed: "
+            "llama.cpp,onnxruntime-genai,transformers or some of them."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on this CPU: starts and memory, prefill, decode, the share that is overhead, audio frames."""
+    """Measure a bundle on this CPU: starts and memory, prefill, decode, overhead, bandwidth, a whole turn."""
+    from dataclasses import asdict
+
     from apps import bench as benchmark
-    from apps import tables
+    from apps import bench_against, bench_show, tables
 
     with tables.waiting("measuring", quiet=as_json) as status:
         shown = (lambda doing: None) if status is None else status.update
+        if against is not None:
+            compared = bench_against.against(bundle, against.split(","), threads or (1, 2), repeats, shown)
+            return emit(asdict(compared)) if as_json else bench_show.show_against(compared)
         result = benchmark.bench(bundle, threads or (1, 2), lengths or (32, 128, 512), repeats, audio_head, shown)
-    return emit(benchmark.record(result)) if as_json else benchmark.show(result)
+    return emit(benchmark.record(result)) if as_json else bench_show.show(result)
 
 
 @app.command()

@@ -8,14 +8,21 @@ from typing import Any
 import pytest
 
 from apps import bench as module
-from apps.bench import STARTS, Bench, Decode, Prefill, bench, record, show
+from apps import bench_rounds, bench_turn
+from apps.bench import STARTS, Bench, bench, record
+from apps.bench_audio_head import Spread
 from apps.bench_floor import node_kinds, write_floor
+from apps.bench_rounds import TOKENS, Case, Decode, Prefill, Reader, Speaker, moved_bytes
+from apps.bench_show import show
 from apps.bench_start import Start, start
+from apps.bench_turn import TEXT_TOKENS, TimedEngine, measure_turn
 from export.convert import export
 from quant.quantize import quantize
 from quant.scheme import read_recipe
 from runtime.bundle import read_bundle
+from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
+from runtime.session import Options
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
 from tests.tiny import omni_bundle
@@ -46,6 +53,7 @@ def test_every_combination_is_measured(result: Bench) -> None:
     assert [(row.threads, row.context) for row in result.decode] == combinations
     assert tuple(result.starts) == STARTS
     assert result.audio_frames == ()
+    assert [turn.threads for turn in result.turns] == [1, 2]
     assert result.audio_head is None
 
 
@@ -72,7 +80,8 @@ def test_a_spread_is_in_order(result: Bench) -> None:
 def test_the_table_names_what_was_measured(result: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     show(result)
     said = capsys.readouterr().out
-    for expected in ("int4-rtn", "second start, from the cache", "8 positions", "behind 3", "overhead", "load"):
+    names = ("int4-rtn", "second start, from the cache", "8 positions", "behind 3", "overhead", "load", "roofline")
+    for expected in (*names, "A written answer"):
         assert expected in said
 
 
@@ -95,7 +104,7 @@ def test_the_audio_heads_own_comparison_is_added_when_asked(
 
 
 def test_a_context_is_left_as_it_was_found(int4: Path) -> None:
-    speaker = module.Speaker(module.Engine(int4), 5)
+    speaker = Speaker(Engine(int4), 5)
     speaker.prefill()
     for timing in (speaker.decode, speaker.sampling, speaker.decode):
         timing()
@@ -143,3 +152,64 @@ def test_what_cannot_be_measured_is_said_at_once(int4: Path, tmp_path: Path) -> 
         bench(tmp_path / "cuda", threads=(0,))
     with pytest.raises(EdgeOmniError, match=r"512 \+ 16 positions do not fit its context of 128"):
         bench(int4)
+
+
+def test_a_token_moves_every_weight_of_decoder_and_head_and_the_cache() -> None:
+    """Counted from the shapes of the tiny model: two norms and seven matrices a layer, the last norm, head and row."""
+    manifest = read_bundle(tiny_llama.bundle())
+    decoder, head = (manifest.graphs[name].parameters for name in ("decoder", "lm_head"))
+    position = 2 * manifest.cache.layers * manifest.cache.kv_heads * manifest.cache.head_dim
+    expected = 4 * (decoder + head + manifest.hidden_size + 10 * position)
+    assert moved_bytes(manifest, 10) == expected
+
+
+def test_a_share_of_bandwidth_is_the_time_of_reading_by_that_of_a_token() -> None:
+    engine = Engine(tiny_llama.bundle(), Options(threads=1))
+    case = Case(engine, engine, 3, Reader(1))
+    clocks = {"decode": 8.0, "reading": 2.0, "floor": 1.0, "sampling": 0.5, "prefill": 1.0}
+    case.kept = {name: [(ms, ms), (2 * ms, ms)] for name, ms in clocks.items()}
+    line = case.decode().roofline
+    assert line.share == Spread(0.25, 0.25, 0.25)
+    assert line.moved_bytes == moved_bytes(engine.manifest, 3 + TOKENS // 2)
+    assert line.moved_bytes / line.bandwidth.high == pytest.approx(1e-3 * 2.0, rel=0.1)
+
+
+def test_more_bytes_than_the_buffer_holds_take_longer_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_rounds, "MOST_READ", 1000)
+    monkeypatch.setattr(bench_rounds, "timed", lambda work: (work(), (3.0, 2.0))[1])
+    assert Reader(5000).read(5000, 2) == (15.0, 10.0)
+    assert Reader(500).read(500, 1) == (3.0, 2.0)
+
+
+def test_a_turn_times_every_graph_that_it_runs_and_names_the_others() -> None:
+    turn = measure_turn(TimedEngine(omni_bundle(), Options(threads=1)))
+    graphs = set(read_bundle(omni_bundle()).graphs)
+    assert {row.graph for row in turn.graphs} | set(turn.not_run) == graphs
+    assert {"audio_encoder", "vision_encoder", "decoder", "audio_head", "vocoder"} <= {row.graph for row in turn.graphs}
+    assert turn.not_run == ("vad",)
+    assert sum(row.share for row in turn.graphs) < 1
+    assert sum(row.total_ms for row in turn.graphs) < 1e3 * turn.total
+    decoder = {row.rows: row.calls for row in turn.graphs if row.graph == "decoder"}
+    assert decoder["1"] > turn.frames > 0
+    assert len(decoder) == 2
+    assert turn.first_token is not None and turn.first_audio is not None
+    assert turn.understood < turn.first_token < turn.first_audio <= turn.total
+    assert turn.audio_seconds > 0
+
+
+def test_a_frame_that_takes_longer_than_it_sounds_is_over_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = TimedEngine(omni_bundle(), Options(threads=1))
+    found = {}
+    for budget in (1e9, 0.0):
+        monkeypatch.setattr(bench_turn, "frame_budget_ms", lambda speech, budget=budget: budget)
+        turn = measure_turn(engine)
+        found[budget] = (turn.frames, turn.frames_over_budget)
+    assert found[1e9][1] == 0 < found[0.0][0] == found[0.0][1]
+
+
+def test_a_text_bundle_writes_its_answer(result: Bench) -> None:
+    for turn in result.turns:
+        assert not turn.spoken and turn.frames == 0 and turn.first_audio is None and turn.real_time_factor is None
+        heads = [row.calls for row in turn.graphs if row.graph == "lm_head"]
+        assert 1 <= sum(heads) <= TEXT_TOKENS
+        assert turn.not_run == ()
