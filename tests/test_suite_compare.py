@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from apps import suite_report
 from apps.cli import app
+from apps.turn_sources import turn_sources
 from quant import stored
 from quant.compare import Comparison, compare
 from quant.figures import TurnResult
@@ -271,6 +272,12 @@ def test_the_command_says_what_suites_there_are_and_what_is_missing(tmp_path: Pa
         CliRunner().invoke(
             app, ["record", str(omni_bundle()), "-o", str(tmp_path / "r"), "--suite", "asr"], catch_exceptions=False
         )
+
+
+def test_what_is_wrong_with_several_sources_is_said_at_once(tmp_path: Path) -> None:
+    asked = turn_sources([tmp_path / "t.jsonl"], ["asr", "mmlu"], [tmp_path / "x", tmp_path / "y"], 0, 0)
+    with pytest.raises(EdgeOmniError, match=r"(?s)t\.jsonl cannot be read.*the suite asr is not at.*no suite mmlu"):
+        asked.turns_for(float_bundle().whole)
 
 
 def test_a_bundle_that_only_writes_is_not_asked_to_hear() -> None:

@@ -1,6 +1,7 @@
 """Published data sets as turns: what is asked, shown and expected, and what is said of files that are wrong."""
 
 import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,16 @@ def test_omnibench_gives_media_or_texts_in_their_place(tmp_path: Path) -> None:
     assert not text.audio and not text.images
     assert whole.text.startswith("Please answer the following question based on the given image and audio:\nWhat is")
     assert whole.answers == ("B",)  # not A, although its text begins with that letter
+
+
+def test_omnibench_may_hold_its_options_in_one_text(tmp_path: Path) -> None:
+    file = next((suite_files.omnibench(tmp_path) / "dataset").iterdir())
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines:
+        line["options"] = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCD", line["options"], strict=True))
+        line["answer"] = line["answer"].replace(" ", "  ")
+    suite_files.json_lines(file, lines)
+    assert [turn.answers for turn in read_suite("omnibench", tmp_path)] == [("B",), ("D",)]
 
 
 def test_openaudiobench_is_heard_and_each_of_its_sets_has_its_own_answers(tmp_path: Path) -> None:

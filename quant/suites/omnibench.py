@@ -1,5 +1,6 @@
 """OmniBench (Li et al. 2024) as its repository holds it: dataset/*.jsonl, mm_data/audio and mm_data/image."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -10,6 +11,7 @@ from quant.turn import Turn
 
 MAX_NEW = 64
 NEEDED = ("index", "question", "options", "answer", "audio type", "audio_path", "image_path")
+_LETTERED = re.compile(r"A\.(.*?)B\.(.*?)C\.(.*?)D\.(.*)", re.DOTALL)
 _ASK = "Please answer the following question based on the given {given}:\n{texts}{question}.\n"
 _CHOOSE = "Please choose only one answer from the following options:\n{options}."
 
@@ -33,16 +35,16 @@ class Context:
         return tuple(turn for turn in turns if turn)
 
     def _turn(self, row: Row, found: Found) -> Turn | None:
-        options, answer = row.fields["options"], row.text("answer")
-        if not isinstance(options, list) or answer not in (texts := [str(option).strip() for option in options]):
-            found.wrong(row, f"answer {answer!r} is none of the options {options!r}")
+        texts, answer = _options(row.fields["options"]), _plain(row.text("answer"))
+        if answer not in (plain := [_plain(text) for text in texts]):
+            found.wrong(row, f"answer {row.text('answer')!r} is none of the options {row.fields['options']!r}")
             return None
         media = _media(row.file)
         return Turn(
             text=self._prompt(row, texts),
             audio=media / "audio" / row.text("audio_path") if self.audio else None,
             images=(media / "image" / row.text("image_path"),) if self.image else (),
-            answers=(ascii_uppercase[texts.index(answer)],),
+            answers=(ascii_uppercase[plain.index(answer)],),
             metric="omnibench",
             choices=tuple(texts),
             item=row.text("index"),
@@ -55,6 +57,18 @@ class Context:
         texts += "" if self.image else f"Image Content: {row.text('image content')} "
         ask = _ASK.format(given=self.given, texts=texts, question=row.text("question"))
         return ask + _CHOOSE.format(options=lettered(options))
+
+
+def _options(found: object) -> list[str]:
+    """A list, or as older versions of the file have it one text: A. ... B. ... C. ... D. ..."""
+    if isinstance(found, list):
+        return [str(option).strip() for option in found]
+    parts = _LETTERED.fullmatch(str(found).strip())
+    return [part.strip() for part in parts.groups()] if parts else []
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").casefold()
 
 
 def _media(file: Path) -> Path:

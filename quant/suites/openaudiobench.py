@@ -23,7 +23,7 @@ class Subset:
 
 
 def _at(delimiter: str) -> Callable[[str], list[str]]:
-    return lambda text: [part.strip() for part in text.split(delimiter)]
+    return lambda text: [part.strip(" []'\"") for part in text.split(delimiter)]
 
 
 # All five are published with a model as judge. The answers of three are short enough to be found in what was said.
