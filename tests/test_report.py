@@ -14,9 +14,10 @@ pytest.importorskip("scipy")
 
 from typer.testing import CliRunner
 
-from apps import findings, plots, report
+from apps import beside, findings, plots, report
 from apps.cli import app
 from quant.observe import Answer
+from quant.pareto import Tried, beaten_by, front
 from quant.turn import Turn
 from runtime.errors import EdgeOmniError
 from tests.test_compare import compared, small_bundle
@@ -64,11 +65,92 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     page = report.page(found)
     tags = parsed(page)
     sounds = [answer for result in found.results for answer in (result.reference, result.candidate) if len(answer.wave)]
-    kinds = [address.split(",")[0] for address in tags.addresses]
+    kinds = [address.split(",")[0] for address in tags.addresses if not address.startswith("#")]
     assert set(kinds) == {"data:audio/wav;base64", "data:image/png;base64"}
     assert not re.search(r"https?://|@import|url\(|<script", page)
     assert kinds.count("data:audio/wav;base64") == kinds.count("data:image/png;base64") == len(sounds) > 0
     assert tags.seen.count("svg") >= 3
+
+
+def test_every_section_can_be_reached_from_the_first_lines_and_every_figure_says_what_it_stands_on() -> None:
+    found = compared()
+    page = report.page(found)
+    linked = [address.removeprefix("#") for address in parsed(page).addresses if address.startswith("#")]
+    sections = re.findall(r'<section id="([^"]+)"', page)
+    assert sections[0] == linked[0] == "verdict" and sections[1:] == linked[1:]
+    stamp = f"reference {found.reference.manifest_sha256[:12]}, candidate {found.candidate.manifest_sha256[:12]}"
+    assert page.count("<figure>") == page.count("<figcaption>") == page.count(stamp) >= 6
+    for heading in ("Error by layer", "Which weights lose it", "What to change in the recipe"):
+        assert heading in page
+
+
+def test_the_page_tells_of_layers_groups_and_lines_of_the_recipe_as_markdown_and_json_do() -> None:
+    found = compared()
+    assert found.within is not None and found.advice
+    record, told = json.loads(findings.as_json(found)), findings.markdown(found)
+    assert len(record["layers"]) == len(found.layers) and len(record["within"]["losses"]) == len(found.within.losses)
+    assert record["advice"][0]["lines"] == list(found.advice[0].lines)
+    for text in (told, parsed(report.page(found)).text):
+        assert found.governing[0].text in text and found.advice[0].lines[0] in text
+    assert "worst layer of decoder" in told
+
+
+def tried(name: str, nbytes: int, kl: float, folder: str = "x") -> Tried:
+    return Tried(name, folder, nbytes, 4.0, kl, 0.9, None, None)
+
+
+def test_a_recipe_that_another_beats_in_bytes_and_divergence_is_off_the_front() -> None:
+    every = [
+        tried("a", 10, 1.0),
+        tried("b", 20, 0.1),
+        tried("c", 30, 0.2),
+        tried("d", 40, 0.01),
+        tried("e", 40, math.nan),
+    ]
+    assert [one.name for one in front(every)] == ["a", "b", "d", "e"]
+    better = beaten_by(every[2], every)
+    assert better is not None and better.name == "b"
+    assert beaten_by(tried("twin", 10, 1.0), every) is None  # as good as another is not worse
+
+
+def test_earlier_reports_stand_beside_a_comparison_of_the_same_turns(tmp_path: Path) -> None:
+    found = compared()
+    (tmp_path / "report.json").write_text(findings.as_json(found))
+    reports = beside.read_reports([tmp_path])
+    beside.refuse_unlike(reports, found.reference, found.machine.turns_sha256, found.limits)
+    ours, earlier = beside.beside(found, reports)
+    assert replace(earlier, folder="") == ours
+    text = parsed(report.page(replace(found, tried=(ours, earlier)))).text
+    assert "Recipes that were tried" in text and "int4-rtn (this)" in text
+
+
+def test_reports_of_other_turns_references_and_limits_are_refused_all_at_once(tmp_path: Path) -> None:
+    found = compared()
+    (tmp_path / "report.json").write_text(findings.as_json(found))
+    reports = beside.read_reports([tmp_path])
+    other, limits = replace(found.reference, manifest_sha256="0" * 64), replace(found.limits, max_new=7)
+    with pytest.raises(EdgeOmniError, match=r"its reference was another, .* its turns were others, .*'max_new': 7"):
+        beside.refuse_unlike(reports, other, "1" * 64, limits)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "report.json").write_text('{"figures": []}')
+    with pytest.raises(EdgeOmniError, match=r"(?s)broken: no report of this version.*none: no report"):
+        beside.read_reports([tmp_path / "broken", tmp_path / "none", tmp_path])
+
+
+def test_a_plot_of_points_has_a_logarithmic_axis_joins_the_front_and_leaves_out_what_is_not_finite() -> None:
+    points = [plots.Point("a", 1.0, 0.001, joined=True), plots.Point("b", 2.0, 1.0, joined=True)]
+    points += [plots.Point("c", 3.0, math.inf), plots.Point("<d", 2.0, 0.5, hollow=True, start=(1.0, 1.0))]
+    drawn = plots.scatter_plot(points, "MB", "KL", str)
+    parsed(drawn)
+    assert drawn.count("<circle") == 3 and 'class="front"' in drawn and 'class="way"' in drawn and "&lt;d" in drawn
+    assert all(f">{tick}<" in drawn for tick in ("0.001", "0.01", "0.1", "1"))
+    assert "inf" not in drawn and "nan" not in drawn
+
+
+def test_a_curve_below_zero_is_drawn_from_its_lowest_value() -> None:
+    y = plots.Scale(-10, 10, 100, 0)
+    assert (y.at(-10), y.at(0), y.at(10)) == (100, 50, 0)
+    assert ">-5<" in plots.line_plot([plots.Line("a", [-4.0, 4.0])], "x", "y")
 
 
 def test_the_page_says_what_was_measured_and_with_what() -> None:
@@ -138,7 +220,9 @@ def test_a_record_takes_the_place_of_the_reference(tmp_path: Path) -> None:
     compare = ["compare", str(tmp_path / "ref"), str(small_bundle().folder), "--report", str(tmp_path / "out")]
     done = CliRunner().invoke(app, [*compare, "--json", "--no-cache", "--threads", "1"])
     assert done.exit_code == 0, done.output
-    assert json.loads(done.output)["reference"]["stored"] is True
+    found = json.loads(done.output)
+    assert found["reference"]["stored"] is True
+    assert found["recogniser"] is None  # nobody need listen to random weights
     refused = CliRunner().invoke(app, [*compare, "--turns", str(tmp_path / "turns.jsonl")])
     assert "brings its own turns" in str(refused.exception)
 
