@@ -58,6 +58,17 @@ SuiteData = Annotated[
 Limit = Annotated[int, typer.Option(min=0, help="Items of each data set, drawn with the seed; 0: all.")]
 MaxNew = Annotated[int, typer.Option(min=1, help="Most text tokens of an answer.")]
 MaxFrames = Annotated[int, typer.Option(min=1, help="Most audio frames of a spoken answer.")]
+CalibrationFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--calibration",
+        metavar="FILE.jsonl",
+        help="Turns, with their answers, that a recipe with calibration is fitted to; else those that come along.",
+    ),
+]
+PartialCalibration = Annotated[
+    bool, typer.Option("--partial-calibration", help="Calibrate also on turns that never let the model hear or see.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
 
 
@@ -72,6 +83,7 @@ def show_suites(wanted: bool) -> None:
 ShowSuites = Annotated[
     bool, typer.Option("--suites", callback=show_suites, is_eager=True, help="Show what suites there are, and leave.")
 ]
+RECIPES = "int4, int4-rtn, int4-fast-cpu, int8"
 
 
 def show_version(wanted: bool) -> None:
@@ -102,6 +114,8 @@ def export(
         str | None,
         typer.Option(metavar="NAME|FILE.toml", help="Quantize in the same pass, so that no float bundle is written."),
     ] = None,
+    calibration: CalibrationFile = None,
+    partial_calibration: PartialCalibration = False,
     floats: Annotated[
         bool, typer.Option("--float", help="Make floats also of what the checkpoint stores as integers.")
     ] = False,
@@ -114,6 +128,7 @@ def export(
     from apps import one_pass, tables
     from export import convert
     from quant import quantize as quantization
+    from quant.examples import read_calibrating
     from quant.scheme import read_recipe
     from runtime.bundle_writer import refuse_target
 
@@ -123,6 +138,9 @@ def export(
         refuse_target(out, force)  # before the checkpoint is read
     if floats and recipe is not None:
         raise EdgeOmniError("--float and --recipe exclude each other")
+    if calibration is not None and recipe is None:
+        raise EdgeOmniError("--calibration goes with a --recipe that calibrates")
+    calibrating = read_calibrating(calibration, partial_calibration)
     wanted = None if recipe is None else read_recipe(recipe)
     with tables.waiting("reading the checkpoint", quiet=as_json):
         planned, smaller = one_pass.plan(checkpoint, profile, wanted, random, floats)
@@ -133,7 +151,7 @@ def export(
         if smaller is None:
             manifest = convert.write(planned, out, standalone, force, random, step)
         else:
-            manifest = quantization.write(smaller, out, standalone, force, step, threads)
+            manifest = quantization.write(smaller, out, standalone, force, step, threads, calibrating)
     return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 
@@ -141,7 +159,12 @@ def export(
 def quantize(
     bundle: Bundle,
     out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="Folder to write.")],
-    recipe: Annotated[str, typer.Option(help="A recipe that comes with EdgeOmni, or a TOML file.")] = "int4-rtn",
+    recipe: Annotated[
+        str,
+        typer.Option(metavar="NAME|FILE.toml", help=f"A recipe that comes along ({RECIPES}), or one of your own."),
+    ] = "int4-rtn",
+    calibration: CalibrationFile = None,
+    partial_calibration: PartialCalibration = False,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="Copy weights that stay floats instead of linking their files.")
     ] = False,
@@ -151,13 +174,15 @@ def quantize(
 ) -> None:
     """Make a smaller bundle of a float one."""
     from apps import tables
+    from quant.examples import read_calibrating
     from quant.quantize import quantize as run
     from quant.scheme import read_recipe
     from runtime.bundle import read_bundle
 
+    calibrating = read_calibrating(calibration, partial_calibration)
     total = sum(graph.weight_bytes for graph in read_bundle(bundle).graphs.values())
     with tables.progress(total, quiet=as_json) as step:
-        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step, threads)
+        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step, threads, calibrating)
     emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
 
 

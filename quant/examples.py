@@ -152,3 +152,8 @@ def _state(media: Media) -> tuple[str, ...]:
 
 
 BUILT_IN = Calibrating()
+
+
+def read_calibrating(path: Path | None, partial: bool) -> Calibrating:
+    """What the command line says; EdgeOmniError says everything that is wrong with the file of turns."""
+    return Calibrating(None if path is None else read_turns(path), partial)
