@@ -23,6 +23,7 @@ from runtime.bundle import Manifest, Profile, QuantizedWeight, read_bundle
 from runtime.errors import EdgeOmniError
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama, tiny_quantized
+from tests.test_resume import computed, run
 from tests.tiny_llama import LAYERS, Tensors
 
 IDS = [5, 77, 200, 13]
@@ -260,3 +261,15 @@ def test_the_command_takes_integers_over_unless_floats_are_wanted(tmp_path: Path
     said = CliRunner().invoke(app, [*command, "--force", "--float", "--json"])
     assert said.exit_code == 0 and "quantization" not in json.loads(said.stdout)["manifest"]
     assert read_bundle(tmp_path / "bundle").quantization is None
+
+
+def test_a_killed_run_goes_on_with_the_integers_it_has_taken_over(tmp_path: Path) -> None:
+    PACKED["GPTQ, act-order"](tmp_path / "checkpoint")
+    command = ("export", tmp_path / "checkpoint", "-o", tmp_path / "bundle")
+    assert run(*command, kill=("write_matrix", 7)).code < 0
+    done = run(*command)
+    assert done.code == 0 and computed(done) == 10 - 6
+    made(tmp_path / "checkpoint", tmp_path / "whole")
+    for path in sorted((tmp_path / "whole").iterdir()):
+        if path.suffix in (".onnx", ".data"):
+            assert path.read_bytes() == (tmp_path / "bundle" / path.name).read_bytes(), path.name
