@@ -131,7 +131,7 @@ def markdown_lines(found: Comparison) -> Iterator[str]:
     bad = degenerate(found)
     if bad:
         yield from ("## Degenerate answers", "", *(f"- {one.sentence}" for one in bad), "")
-    yield from ("| | reference | candidate |", "|---|---:|---:|")
+    yield from ("## Quality beside cost", "", "| | reference | candidate |", "|---|---:|---:|")
     yield from (f"| {row.what} | {row.reference} | {row.candidate} |" for row in pairs(found))
     yield ""
 
