@@ -135,6 +135,25 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_one_that_is
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint", "float", "killed", "whole"}
 
 
+CALIBRATED = """[weights]
+"*embed_tokens*" = { bits = 8, group_size = 32 }
+"*" = { bits = 4, group_size = 32, method = "gptq" }
+"""
+
+
+def test_a_calibrated_run_that_is_killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "gptq.toml").write_text(CALIBRATED)
+    (tmp_path / "turns.jsonl").write_text('{"text": "hello", "answer": "hell"}\n{"text": "ab", "answer": "cdefgh"}\n')
+    rest = [tiny_llama.save(tmp_path / "checkpoint"), "--recipe", tmp_path / "gptq.toml"]
+    rest += ["--calibration", tmp_path / "turns.jsonl"]
+    whole = computed(run("export", *rest, "-o", tmp_path / "whole"))
+    for times in (3, 3, 4):  # each run begins with the matrix before which the last one was killed
+        done = run("export", *rest, "-o", tmp_path / "killed", kill=("write_matrix", times))
+        assert done.code == -signal.SIGKILL, done.told
+    assert computed(run("export", *rest, "-o", tmp_path / "killed")) == whole - (2 + 2 + 3)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize(("kill", "left"), [(("write_matrix", 4), 3), (("append", 4), 3), (("save_graph", 2), 11)])
 def test_only_the_weights_behind_the_kill_are_computed(kill: tuple[str, int], left: int, tmp_path: Path) -> None:
     rest = [tiny_llama.bundle(), "--recipe", "int4-rtn", "-o", tmp_path / "small"]
