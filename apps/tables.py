@@ -123,7 +123,7 @@ def bundle_record(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def show_written(folder: Path, manifest: Manifest) -> None:
     if manifest.quantization is not None:
-        _show_quantization(manifest.quantization)
+        _show_quantization(manifest, manifest.quantization)
     weights = size(manifest.weight_bytes)
     line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs, {weights} of weights.")
     line(f"Next: edgeomni verify {folder}; edgeomni chat {folder}")
@@ -145,7 +145,7 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     OUT.print(_port_table(manifest.graphs))
     if manifest.quantization is not None:
         OUT.print()
-        _show_quantization(manifest.quantization)
+        _show_quantization(manifest, manifest.quantization)
     for note in manifest.notes:
         line(f"note: {note}")
     if source.random:
@@ -171,9 +171,9 @@ def _port_table(graphs: dict[str, Graph]) -> Table:
     return shown
 
 
-def _show_quantization(quantization: Quantization) -> None:
+def _show_quantization(manifest: Manifest, quantization: Quantization) -> None:
     OUT.print(_quantization_table(quantization))
-    for sentence in second_hand(quantization):
+    for sentence in second_hand(manifest):
         line(f"checkpoint: {sentence}")
 
 

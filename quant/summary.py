@@ -5,7 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quant.scheme import STORED
-from runtime.bundle import FloatWeight, Quantization, QuantizedWeight
+from runtime.bundle import FloatWeight, Manifest, Quantization, QuantizedWeight
+
+# Types of tensors that no quantization has been through.
+PLAIN = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,14 @@ def _stored(weight: QuantizedWeight | FloatWeight) -> str:
     return f"int{weight.bits} by {weight.group_size}{zeros}, {weight.method}{exact}"
 
 
-def second_hand(quantization: Quantization) -> Iterator[str]:
+def second_hand(manifest: Manifest) -> Iterator[str]:
     """What became of weights that their checkpoint had quantized, one sentence for each of its types."""
     kinds: dict[tuple[str, bool], list[QuantizedWeight]] = {}
-    for weight in quantization.quantized:
+    weights = manifest.quantization.quantized if manifest.quantization else ()
+    types = [dtype for dtype in manifest.source.stored_dtypes if dtype not in PLAIN]
+    if types and weights and not any(weight.stored_as for weight in weights):
+        yield f"weights were {', '.join(types)} before, and rounding them again lost some; export --recipe measures it"
+    for weight in weights:
         if weight.stored_as is not None:
             kinds.setdefault((weight.stored_as, weight.method == STORED), []).append(weight)
     for (stored_as, taken_over), weights in kinds.items():

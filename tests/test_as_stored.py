@@ -261,6 +261,10 @@ def test_the_command_takes_integers_over_unless_floats_are_wanted(tmp_path: Path
     said = CliRunner().invoke(app, [*command, "--force", "--float", "--json"])
     assert said.exit_code == 0 and "quantization" not in json.loads(said.stdout)["manifest"]
     assert read_bundle(tmp_path / "bundle").quantization is None
+    said = CliRunner().invoke(
+        app, ["quantize", str(tmp_path / "bundle"), "-o", str(tmp_path / "small"), "--recipe", "int8"]
+    )
+    assert "weights were GPTQ before, and rounding them again lost some" in " ".join(said.stdout.split())
 
 
 def test_a_killed_run_goes_on_with_the_integers_it_has_taken_over(tmp_path: Path) -> None:

@@ -208,6 +208,14 @@ def test_every_mistake_in_a_config_is_named(tmp_path: Path, config: object, expe
         assert words in message
 
 
+def test_a_method_that_is_not_read_is_named_beside_types_that_are_not(tmp_path: Path) -> None:
+    header = b'{"w.weight": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(CheckpointError, match=r"(?s)dtype 'F8_E4M3' is not supported.*quant_method 'fp8'"):
+        open_checkpoint(tmp_path)
+
+
 def test_every_misfit_of_a_packed_layer_is_named(tmp_path: Path) -> None:
     _, part = packed(np.random.default_rng(0), gptq(4, 1), 16, 32, 32)
     bad: dict[str, dict[str, Any]] = {
