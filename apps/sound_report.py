@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from apps.spectrogram import spectrogram
+from apps.spectrogram import loudest, spectrogram
 from quant.figures import TurnResult
 from quant.observe import Answer
 from quant.spoken import Spoken
@@ -20,8 +20,10 @@ def sounds(result: TurnResult) -> tuple[str, str]:
     """Reference and candidate: a player, a spectrogram and what was heard."""
     heard = result.recognised
     texts = ("", "") if heard is None else _heard(result)
+    waves, rate = (result.reference.wave, result.candidate.wave), result.rate
+    top = max(loudest(wave, rate) for wave in waves)
     ours, theirs = (
-        player(answer.wave, result.rate) + spectrogram(answer.wave, result.rate, f"Spectrogram of the {who}'s answer")
+        player(answer.wave, rate) + spectrogram(answer.wave, rate, f"Spectrogram of the {who}'s answer", top)
         for who, answer in (("reference", result.reference), ("candidate", result.candidate))
     )
     return ours + texts[0], theirs + texts[1]
@@ -47,7 +49,7 @@ def _heard(result: TurnResult) -> tuple[str, str]:
         problem = f'<p class="note">not recognised: {html.escape(heard.problem)}</p>'
         return problem, problem
     ours, theirs = (
-        f'<p class="note">heard: {html.escape(text) or "nothing"} <br>{edits.total} errors, {edits.count} words'
+        f'<p class="note">heard: {html.escape(text) or "nothing"}<br>{edits.total} of {edits.count} words wrong'
         f"{_unfair(answer)}</p>"
         for text, edits, answer in (
             (heard.reference, heard.errors[0], result.reference),
@@ -74,12 +76,12 @@ def _own(found: Spoken) -> Iterator[tuple[str, str, str]]:
 
 
 def _same(found: Spoken) -> Iterator[tuple[str, str, str]]:
-    """Of the reference's codes, made audible by the candidate."""
-    yield "log-spectral distance", "", _number(found.log_spectral, " dB")
-    yield "log-mel distance", "", _number(found.log_mel, " dB")
-    yield f"pitch error ({found.voiced} voiced frames)", "", _number(found.cents, " cents")
-    yield "voicing differs", "", _number(100 * found.voicing, " %")
-    yield "streamed against whole", "", _number(found.streamed, "")
+    """How the candidate makes codes audible: the reference's beside the reference, and its own in two ways."""
+    yield "the same codes: log-spectral distance", "", _number(found.log_spectral, " dB")
+    yield "the same codes: log-mel distance", "", _number(found.log_mel, " dB")
+    yield f"the same codes: pitch error ({found.voiced} voiced frames)", "", _number(found.cents, " cents")
+    yield "the same codes: voicing differs", "", _number(100 * found.voicing, " %")
+    yield "its own codes: streamed against whole", "", _number(found.streamed, "")
 
 
 def _number(value: float, unit: str) -> str:

@@ -61,10 +61,14 @@ def test_an_answer_has_players_spectrograms_and_what_was_heard() -> None:
     ours, theirs = sound_report.sounds(found.results[0])
     for side in (ours, theirs):
         assert side.count("<audio") == side.count("<img") == 1
-        assert "ever &lt;b&gt;tried" in side and "errors, 12 words" in side
+        assert "ever &lt;b&gt;tried" in side and "11 of 12 words wrong" in side
     record = json.loads(findings.as_json(found))["turns"][0]
     assert record["recognised"]["candidate"] == "ever <b>tried"
     assert record["speech"]["cents"] == 0
+
+
+def decoded(tag: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(tag.split("base64,")[1].rstrip('">'))))
 
 
 def test_a_spectrogram_is_a_picture_with_a_tone_where_it_belongs_and_none_of_what_is_broken() -> None:
@@ -72,11 +76,13 @@ def test_a_spectrogram_is_a_picture_with_a_tone_where_it_belongs_and_none_of_wha
     heights = []
     for hertz in (200, 2000, 8000):
         tag = spectrogram((0.3 * np.sin(2 * np.pi * hertz * time)).astype(np.float32), RATE, "A tone")
-        drawn = Image.open(io.BytesIO(base64.b64decode(tag.split("base64,")[1].rstrip('">'))))
+        drawn = decoded(tag)
         assert drawn.size[1] == HIGH and drawn.size[0] <= WIDEST
         bright = np.asarray(drawn.convert("L"), np.float64).mean(axis=1)
         heights.append(int(bright.argmax()))
     assert heights[0] > heights[1] > heights[2]  # high is up
+    silent = spectrogram(np.zeros(RATE, np.float32), RATE, "Silence")
+    assert np.asarray(decoded(silent).convert("L")).max() < 40
     assert spectrogram(np.array([np.nan], np.float32), RATE, "") == ""
     assert spectrogram(np.empty(0, np.float32), RATE, "") == ""
 
