@@ -21,6 +21,7 @@ from quant.plan import open_bundle
 from quant.scheme import Recipe, parse_recipe, read_recipe
 from runtime.bundle import Manifest, Profile, QuantizedWeight, read_bundle
 from runtime.errors import EdgeOmniError
+from runtime.session import Session
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama, tiny_quantized
 from tests.test_resume import computed, run
@@ -160,6 +161,24 @@ def test_gguf_keeps_its_integers(kind: str, tmp_path: Path) -> None:
         expected = {key: tiny_llama.interleaved(key, value) for key, value in weights.items()}
         assert values.tobytes() == meant(expected, name).tobytes(), name
     check_logits(tmp_path / "bundle", tmp_path, weights)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
+def test_onnx_runtime_reads_the_same_values_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    """Rows looked up, and products with unit vectors where activations are not rounded."""
+    weights = tiny_quantized.save_gguf(tmp_path / "model.gguf", GGUF[kind][0])
+    manifest = made(tmp_path / "model.gguf", tmp_path / "bundle")
+    ids = np.arange(manifest.vocab_size)
+    rows = Session(tmp_path / "bundle", manifest.graphs["embed_tokens"]).run(ids=ids)["rows"]
+    assert rows.tobytes() == weights["model.embed_tokens.weight"].tobytes()
+    path = tmp_path / "bundle" / "lm_head.onnx"
+    model = ir.load(path)
+    for node in model.graph:
+        node.attributes.pop("accuracy_level", None)
+    ir.save(model, path)
+    units = np.eye(tiny_llama.HIDDEN, dtype=np.float32)
+    products = Session(tmp_path / "bundle", manifest.graphs["lm_head"]).run(hidden=units)["logits"]
+    np.testing.assert_array_equal(products.T, weights["lm_head.weight"])
 
 
 def test_a_recipe_keeps_integers_that_its_schemes_can_hold_and_rounds_the_rest_again(tmp_path: Path) -> None:
