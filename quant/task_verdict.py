@@ -38,10 +38,10 @@ def _accuracy(figure: Look, name: str, where: str, margin: float, p: float, test
         return (
             f"No regression beyond {margin:.1%}{where}: the loss is {loss.value:.1%}, at most {loss.high:.1%} (95 %)."
         )
-    return (
-        f"Cannot say that nothing was lost{where}: {change}, and so many show only a loss of {least.value:.1%} or more "
-        f"(in 4 of 5 cases); the margin is {margin:.1%}."
-    )
+    shown = f"so many show only a loss of {least.value:.1%} or more (in 4 of 5 cases)"
+    if least.value >= 1:
+        shown = "so few would not show even the loss of all"
+    return f"Cannot say that nothing was lost{where}: {change}, and {shown}; the margin is {margin:.1%}."
 
 
 def _options(figure: Look, name: str, where: str) -> Iterator[str]:
