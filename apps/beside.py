@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from quant.compare import Comparison
+from quant.observe import Limits
 from quant.pareto import Tried
+from quant.record import Side
 from runtime.errors import EdgeOmniError
+
+Reports = Sequence[tuple[Path, dict[str, Any]]]
 
 FIGURES = {"text_kl": "text.kl", "text_top1": "text.top1", "codes_kl": "codes.kl", "codes_top1": "codes.top1"}
 
 
-def read_reports(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
+def read_reports(folders: Sequence[Path]) -> Reports:
     """report.json of each folder; EdgeOmniError names all that are none."""
     found, problems = [], []
     for folder in folders:
@@ -29,21 +33,26 @@ def read_reports(folders: Sequence[Path]) -> list[tuple[Path, dict[str, Any]]]:
     return found
 
 
-def beside(found: Comparison, reports: Sequence[tuple[Path, dict[str, Any]]]) -> tuple[Tried, ...]:
-    """All that was tried, this comparison first; EdgeOmniError names reports that measured something else."""
-    problems = [f"  {folder}: {', '.join(said)}" for folder, record in reports if (said := [*_unlike(found, record)])]
+def refuse_unlike(reports: Reports, reference: Side, turns_sha256: str, limits: Limits) -> None:
+    """EdgeOmniError that names the reports which measured something else."""
+    asked = (reference.manifest_sha256, turns_sha256, vars(limits))
+    problems = [f"  {folder}: {', '.join(said)}" for folder, record in reports if (said := [*_unlike(record, *asked)])]
     if problems:
         raise EdgeOmniError("these reports cannot stand beside this one:\n" + "\n".join(problems))
-    return (tried(found), *(tried_of(record, folder) for folder, record in reports))
 
 
-def _unlike(found: Comparison, record: Mapping[str, Any]) -> Iterator[str]:
-    if record["reference"]["manifest_sha256"] != found.reference.manifest_sha256:
-        yield f"its reference is {record['reference']['path']}, not {found.reference.path}"
-    if record["machine"]["turns_sha256"] != found.machine.turns_sha256:
+def _unlike(record: Mapping[str, Any], reference: str, turns: str, limits: dict[str, Any]) -> Iterator[str]:
+    if record["reference"]["manifest_sha256"] != reference:
+        yield f"its reference was another, {record['reference']['path']}"
+    if record["machine"]["turns_sha256"] != turns:
         yield "its turns were others"
-    if record["limits"] != vars(found.limits):
-        yield f"its answers were limited to {record['limits']}, not {vars(found.limits)}"
+    if record["limits"] != limits:
+        yield f"its answers were limited to {record['limits']}, not {limits}"
+
+
+def beside(found: Comparison, reports: Reports) -> tuple[Tried, ...]:
+    """All that was tried, this comparison first."""
+    return (tried(found), *(tried_of(record, folder) for folder, record in reports))
 
 
 def tried(found: Comparison) -> Tried:

@@ -8,10 +8,12 @@ from typing import Any
 
 from apps import findings, report, tables
 from apps.beside import beside, read_reports
+from apps.beside import refuse_unlike as refuse_others
 from apps.doctor import cache_folder, examine
 from apps.side_by_side import LISTED, degenerate, pairs
 from apps.turn_sources import TurnSources
 from quant.compare import Comparison, Machine, compare, refuse_unlike
+from quant.each_turn import Spread, serially
 from quant.gates import read_gates
 from quant.memory import Memory, Task, measured
 from quant.observe import Limits, Observed
@@ -26,8 +28,8 @@ from runtime.session import Options
 
 SHOWN = ("text.kl", "text.top1", "text.rms_delta_p", "text.perplexity_ratio", "codes.kl", "codes.top1", "answers.exact",
          "answers.accuracy_loss", "speech.wer_added", "speech.duration_ratio",
-         "speech.log_mel", "speech.f0_cents", "speech.streamed", "graphs.worst_sqnr", "cost.bytes_ratio", "cost.bits_per_weight",
-         "cost.prefill_ratio", "cost.decode_ratio")  # fmt: skip
+         "speech.log_mel", "speech.f0_cents", "speech.streamed", "graphs.worst_sqnr",
+         "cost.bytes_ratio", "cost.bits_per_weight", "cost.prefill_ratio", "cost.decode_ratio")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def compare_command(
     quiet: bool = False,
     earlier: Sequence[Path] = (),
     listener: str | None = None,
+    cluster: str | None = None,
 ) -> Comparison:
     """Compare and write the report; everything that can be wrong with what was given is said before it starts."""
     gates = read_gates(gates_file) if gates_file else ()
@@ -85,15 +88,26 @@ def compare_command(
     heard_by = recogniser("none" if listener is None and theirs.random else listener, settings.threads)
     engine = settings.open(candidate, ours.limits)
     machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
+    refuse_others(reports, ours.side, machine.turns_sha256, ours.limits)
+    spread = _spread(cluster, engine.options)
     with tables.waiting("comparing", quiet) as status:
         if isinstance(ours, Live):
             ours.memory = settings.memory(reference, ours.limits)
         memory, shown = settings.memory(candidate, ours.limits), _shown(status, quiet)
-        found = compare(ours, engine, machine, gates, swap_turns, margin, shown, recogniser=heard_by, memory=memory)
+        found = compare(ours, engine, machine, gates, swap_turns, margin, shown, spread, heard_by, memory)
     if reports:
         found = replace(found, tried=beside(found, reports))
     report.write(found, folder)
     return found
+
+
+def _spread(cluster: str | None, options: Options) -> Spread:
+    """Turns one by one, or over the Ray cluster at an address."""
+    if cluster is None:
+        return serially
+    from apps.cluster import over_ray
+
+    return over_ray(cluster, options)
 
 
 def _reference(path: Path, settings: Settings) -> Reference:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from apps import side_by_side
+from apps import loss_report, side_by_side
+from apps.page import number
 from apps.suite_report import suite_markdown, suite_record
 from quant.compare import Comparison
 from quant.figures import Figure, TurnResult
@@ -91,6 +92,7 @@ def markdown(found: Comparison) -> str:
     lines += ["", "| swapped graph | text KL | code KL | log-mel dB |", "|---|---:|---:|---:|"]
     swaps = ((s.graph, *map(number, (s.text_kl, s.codes_kl, s.log_mel))) for s in found.swaps)
     lines += [f"| {' | '.join(row)} |" for row in swaps]
+    lines += [*loss_report.markdown_lines(found)]
     lines += ["", "| measured with | |", "|---|---|", *(f"| {name} | {value} |" for name, value in provenance(found))]
     return "\n".join(lines) + "\n"
 
@@ -115,12 +117,6 @@ def provenance(found: Comparison) -> list[tuple[str, str]]:
         ("Python", machine.python),
         ("EdgeOmni", version("edgeomni")),
     ]
-
-
-def number(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
 
 
 def interval(figure: Figure) -> str:

@@ -2,14 +2,16 @@
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
-from apps.findings import as_json, interval, markdown, number, provenance, title
+from apps import loss_report
+from apps.findings import as_json, interval, markdown, provenance, title
+from apps.page import anchor, figure, folded, note, number, rows, section
 from apps.plots import Bar, Line, bar_plot, line_plot
 from apps.side_by_side import degenerate, pairs
 from apps.sound_report import numbers, sounds
@@ -25,6 +27,7 @@ from runtime.errors import EdgeOmniError
 TEMPLATE = Path(__file__).parent / "report.html"
 PLAYERS = 12  # turns whose speech is in the page: a second of it is 64 kB
 WORST = 16  # outputs of graphs that are drawn
+ANSWERS = 100  # that are in the page
 POSITIONS = 64  # positions that are drawn
 
 
@@ -45,24 +48,44 @@ def write(found: Comparison, folder: Path) -> None:
 
 def page(found: Comparison) -> str:
     """The HTML page."""
-    parts = [
-        _verdict(found),
-        _section("Degenerate answers", _degenerate(found)) if degenerate(found) else "",
-        _cards(found),
-        _section("Side by side", _side_by_side(found)),
-        _section("Gates", _gates(found)) if found.gates else "",
-        _section("Data sets", suite_section(found)) if suites_of(found.results) else "",
-        _section("Figures", _figures(found)),
-        _section("KL divergence by position in the answer", _by_position(found)),
-        _section("Error of each graph on the reference's own inputs", _by_graph(found)),
-        _section("Which graph loses it", _swaps(found)),
-        _section("Answers", "".join(_answer(n, result) for n, (_, result) in enumerate(order(found.results), 1))),
-        _section("What it weighs", _cost(found.reference, found.candidate)),
-        _section("Measured with", _rows(("", ""), provenance(found))),
-    ]
-    subtitle = f"{found.candidate.path} against {found.reference.path}"
-    texts = {"title": html.escape(title(found)), "subtitle": html.escape(subtitle), "body": "\n".join(parts)}
+    sections = [section(heading, body) for heading, body in _sections(found) if body]
+    first = f'<section id="verdict"><ul class="verdict">{"".join(map(_sentence, verdict(found)))}</ul></section>'
+    texts = {
+        "title": html.escape(title(found)),
+        "subtitle": html.escape(f"{found.candidate.path} against {found.reference.path}"),
+        "nav": "".join(_link(heading) for heading, body in _sections(found) if body),
+        "body": "\n".join([first, *sections]),
+    }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(texts)
+
+
+def _sections(found: Comparison) -> list[tuple[str, str]]:
+    """What is plainly wrong before any average; then what it costs and where it was lost; then every answer."""
+    answers = [_answer(n, result) for n, (_, result) in enumerate(order(found.results)[:ANSWERS], 1)]
+    if len(found.results) > ANSWERS:
+        answers.append(note(f"The worst {ANSWERS} of {len(found.results)}; all are in report.json."))
+    return [
+        ("Degenerate answers", _degenerate(found) if degenerate(found) else ""),
+        ("At a glance", _cards(found)),
+        ("Quality beside cost", _side_by_side(found)),
+        ("Gates", _gates(found) if found.gates else ""),
+        ("Recipes that were tried", loss_report.pareto(found) if found.tried else ""),
+        ("What to change in the recipe", loss_report.recipe(found)),
+        ("Which weights lose it", loss_report.groups(found)),
+        ("Which graph loses it", loss_report.swaps(found)),
+        ("Error by layer", loss_report.by_layer(found)),
+        ("Error of each graph's outputs", _by_graph(found)),
+        ("KL divergence by position", _by_position(found)),
+        ("Data sets", suite_section(found) if suites_of(found.results) else ""),
+        ("Figures", _figures(found)),
+        ("Answers", "".join(answers)),
+        ("What it weighs", _cost(found.reference, found.candidate)),
+        ("Measured with", rows(("", ""), provenance(found))),
+    ]
+
+
+def _link(heading: str) -> str:
+    return f'<li><a href="#{anchor(heading)}">{html.escape(heading)}</a></li>'
 
 
 def order(results: Sequence[TurnResult]) -> list[tuple[int, TurnResult]]:
@@ -76,14 +99,6 @@ def order(results: Sequence[TurnResult]) -> list[tuple[int, TurnResult]]:
     return sorted(enumerate(results, 1), key=badness, reverse=True)
 
 
-def _section(heading: str, body: str) -> str:
-    return f"<section><h2>{html.escape(heading)}</h2>{body}</section>"
-
-
-def _verdict(found: Comparison) -> str:
-    return f'<section><ul class="verdict">{"".join(map(_sentence, verdict(found)))}</ul></section>'
-
-
 def _sentence(text: str) -> str:
     good = text.startswith(("No regression", "Improvement", "All "))
     bad = "degenerate" in text or text.startswith(("Gate failed", "Regression"))
@@ -91,14 +106,14 @@ def _sentence(text: str) -> str:
 
 
 def _degenerate(found: Comparison) -> str:
-    return _rows(
+    return rows(
         ("item", "side", "what is wrong", "question"),
         [(one.item, one.side, ", ".join(one.defects), one.question or "(media only)") for one in degenerate(found)],
     )
 
 
 def _side_by_side(found: Comparison) -> str:
-    return _rows(("", "reference", "candidate"), [(r.what, r.reference, r.candidate) for r in pairs(found)], (1, 2))
+    return rows(("", "reference", "candidate"), [(r.what, r.reference, r.candidate) for r in pairs(found)], (1, 2))
 
 
 CARDS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -119,20 +134,8 @@ def _cards(found: Comparison) -> str:
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
-def _rows(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A table of texts; the columns in `numbers` stand to the right."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (' class="n"' if place in numbers else "" for place in range(len(cells)))
-        return "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
-
-    heading = f"<thead><tr>{line(head, 'th')}</tr></thead>" if any(head) else ""
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="wide"><table>{heading}<tbody>{body}</tbody></table></div>'
-
-
 def _gates(found: Comparison) -> str:
-    rows = (
+    lines = (
         (
             judged.gate.figure,
             number(judged.found),
@@ -141,16 +144,16 @@ def _gates(found: Comparison) -> str:
         )
         for judged in found.gates
     )
-    return _rows(("figure", "found", "must be", ""), rows, (1,))
+    return rows(("figure", "found", "must be", ""), lines, (1,))
 
 
 def _figures(found: Comparison) -> str:
-    rows = ((f.name, number(f.value), interval(f), str(f.count), f.meaning) for f in found.figures)
-    note = (
+    lines = ((f.name, number(f.value), interval(f), str(f.count), f.meaning) for f in found.figures)
+    told = (
         "Intervals: 95 %, bootstrap over turns, of shares of answers Wilson's; none where no draw differs. "
         "Choices are measured along the reference's own answers."
     )
-    return _rows(("figure", "value", "interval", "n", "meaning"), rows, (1, 2, 3)) + f'<p class="note">{note}</p>'
+    return rows(("figure", "value", "interval", "n", "meaning"), lines, (1, 2, 3)) + note(told)
 
 
 def _by_position(found: Comparison) -> str:
@@ -159,9 +162,10 @@ def _by_position(found: Comparison) -> str:
     for kind, label in (("text", "token"), ("code", "frame")):
         lines = [_curve(found.results, name) for name in names if name.startswith(kind)]
         if lines:
-            plots.append(line_plot(lines, label, "KL, nats, mean over turns"))
-    shade = '<p class="note">Shaded: the middle half of the turns.</p>' if "text" in names else ""
-    return "".join(plots) + shade or '<p class="note">Nothing was answered.</p>'
+            shade = "; shaded: the middle half of the turns" if kind == "text" else ", by codebook"
+            plot = line_plot(lines, f"{label} of the answer", "KL divergence, nats")
+            plots.append(figure(found, plot, f"Mean over turns at each {label}{shade}."))
+    return "".join(plots) or note("Nothing was answered.")
 
 
 def _curve(results: Sequence[TurnResult], name: str) -> Line:
@@ -185,29 +189,22 @@ def _by_graph(found: Comparison) -> str:
     bars = [
         Bar(f"{e.graph} · {e.output}", e.sqnr, f"{e.non_finite} not finite" if e.non_finite else f"{e.sqnr:.1f} dB")
         for e in errors[:WORST]
+        if e.non_finite or math.isfinite(e.sqnr)
     ]
-    rows = (
+    lines = (
         (e.graph, e.output, number(e.max_abs), f"{e.cosine:.6f}", number(e.sqnr), str(e.non_finite), _share(e.same))
         for e in found.tensors
     )
     head = ("graph", "output", "max abs", "cosine", "SQNR dB", "not finite", "same")
-    plot = bar_plot(bars, "Signal to quantization noise, worst first") if bars else ""
-    table = _rows(head, rows, range(2, 7))
-    note = '<p class="note">Signal to quantization noise, worst first; present.N are keys and values of layer N.</p>'
-    return f"{plot}{note}<details><summary>All {len(found.tensors)} outputs</summary>{table}</details>"
+    table = folded(f"All {len(found.tensors)} outputs, worst first", rows(head, lines, range(2, 7)))
+    if not bars:
+        return note("No output differs.") + table
+    told = "Signal to quantization noise on the reference's own inputs, worst first. present.N: keys and values."
+    return figure(found, bar_plot(bars, told), told) + table
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
-
-
-def _swaps(found: Comparison) -> str:
-    if not found.swaps:
-        why = "the reference is a record, which has no graphs" if found.stored else "no graph was swapped"
-        return f'<p class="note">Not measured: {why}.</p>'
-    rows = ((s.graph, number(s.text_kl), number(s.codes_kl), number(s.log_mel)) for s in found.swaps)
-    note = "The reference with this one graph of the candidate in the place of its own."
-    return _rows(("graph", "text KL", "code KL", "log-mel dB"), rows, (1, 2, 3)) + f'<p class="note">{note}</p>'
 
 
 def _answer(place: int, result: TurnResult) -> str:
@@ -225,7 +222,7 @@ def _answer(place: int, result: TurnResult) -> str:
 
 def _sound(result: TurnResult) -> str:
     measured = numbers(result)
-    return _rows(("", "reference", "candidate"), measured, (1, 2)) if measured else ""
+    return rows(("", "reference", "candidate"), measured, (1, 2)) if measured else ""
 
 
 def _tags(result: TurnResult) -> list[tuple[str, str]]:
@@ -251,16 +248,16 @@ def differing(before: str, after: str) -> tuple[str, str]:
 
 def _cost(reference: Side, candidate: Side) -> str:
     before = {graph.name: graph for graph in reference.graphs}
-    rows = [
+    lines = [
         (g.name, g.precision, *_weights(before[g.name].weight_bytes if g.name in before else None, g.weight_bytes),
          f"{bits_per_weight([g]):.2f}")
         for g in candidate.graphs
     ]  # fmt: skip
-    rows.append(
+    lines.append(
         ("whole bundle", candidate.recipe or "float", *_weights(reference.weight_bytes, candidate.weight_bytes),
          f"{bits_per_weight(candidate.graphs):.2f}")
     )  # fmt: skip
-    return _rows(("graph", "precision", "reference", "candidate", "share", "bits a weight"), rows, range(2, 6))
+    return rows(("graph", "precision", "reference", "candidate", "share", "bits a weight"), lines, range(2, 6))
 
 
 def _weights(before: int | None, after: int) -> tuple[str, str, str]:

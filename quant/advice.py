@@ -37,6 +37,7 @@ class Advice:
     extra_bytes: int
     kl_now: float
     kl_then: float
+    error: float  # half the 95 % interval of the difference
 
     @property
     def per_megabyte(self) -> float:
@@ -71,7 +72,7 @@ def line_of(recipe: Recipe, pattern: str) -> tuple[int, str]:
 
 
 def advice(within: Within | None, manifest: Manifest) -> tuple[Advice, ...]:
-    """For every group of weights the line that would raise it, where that helps; the best for its bytes first."""
+    """Lines that raise one group of weights each, where that surely helps; the best for its bytes first."""
     quantization = manifest.quantization
     if within is None or quantization is None:
         return ()
@@ -85,7 +86,7 @@ def _advice(
 ) -> Iterator[Advice]:
     stored = [w for w in quantization.quantized if w.graph == loss.graph and w.name in set(loss.weights)]
     rule = recipe.rule_for(stored[0].name) if stored else None
-    if rule is None or not loss.without < within.whole:
+    if rule is None or not within.whole - loss.without > loss.error:  # else it may be chance
         return
     graph = manifest.graphs[loss.graph]
     yield Advice(
@@ -97,6 +98,7 @@ def _advice(
         extra_bytes=sum(_extra_bytes(weight, graph) for weight in stored),
         kl_now=within.whole,
         kl_then=loss.without,
+        error=loss.error,
     )
 
 

@@ -119,10 +119,11 @@ def compare(
     """
     ours, theirs = reference.side, side(candidate.folder, candidate.whole)
     refuse_unlike(ours, theirs)
-    works = [*spread(Pair(reference, candidate, swap_turns), progress)]
+    pair = Pair(reference, candidate, swap_turns)
+    works = [*spread(pair, progress)]
     results = [listened(work.result, recogniser, progress) for work in works]
     progress("groups of weights")
-    within = lost_within(reference.engine, candidate, results[:swap_turns])
+    within = lost_within(reference.engine, candidate, [results[index] for index in pair.swapped_turns])
     samples = reference.samples()
     tensors = tuple(tensor_errors(samples, candidate))
     figures = [*all_figures(ours, theirs, results, tensors, reference.limits.seed)]
@@ -155,7 +156,7 @@ def compare(
 
 def listened(result: TurnResult, recogniser: Recogniser | None, progress: Progress) -> TurnResult:
     """The result with what is heard in it, if it is spoken and someone listens."""
-    if recogniser is None or result.speech is None:
+    if recogniser is None or not result.rate or not len(result.reference.wave):
         return result
     progress(f"listening to {result.turn.text}")
     return replace(result, recognised=heard(recogniser, result.reference, result.candidate, result.rate))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from quant.metrics import agreement
 from quant.observe import Answer, Observed
 from quant.record import Recorded, Reference
 from quant.stretch import by_name, same_frames, stretches_of
+from quant.turn import Turn
 
 Progress = Callable[[str], None]
 
@@ -27,7 +29,7 @@ class Work:
 
 @dataclass(eq=False)
 class Pair:
-    """Reference and candidate, open. Each of the first `swap_turns` turns is also tried with one graph swapped."""
+    """Reference and candidate, open. Some turns, `swap_turns` many, are also tried with one graph swapped."""
 
     reference: Reference
     candidate: Observed
@@ -38,13 +40,26 @@ class Pair:
         recorded, engine = self.reference.recorded(index), self.reference.engine
         used = frozenset(engine.used) if engine else frozenset()
         result = one_turn(self.candidate, self.reference, index, recorded)
-        if index >= self.swap_turns:
+        if index not in self.swapped_turns:
             return Work(result, {})
         return Work(result, self._swapped.swaps(self.reference.turns[index], recorded, used))
 
     @cached_property
+    def swapped_turns(self) -> list[int]:
+        return varied(self.reference.turns, self.swap_turns)
+
+    @cached_property
     def _swapped(self) -> Swapped:
         return Swapped(swaps_of(self.reference.engine, self.candidate))
+
+
+def varied(turns: Sequence[Turn], count: int) -> list[int]:
+    """Numbers of `count` turns, of each kind in turn: spoken ones, heard ones, seen ones, plain ones."""
+    kinds: dict[tuple[bool, ...], list[int]] = {}
+    for index, turn in enumerate(turns):
+        kinds.setdefault((turn.spoken, turn.audio is not None, bool(turn.images)), []).append(index)
+    drawn = [index for row in zip_longest(*kinds.values()) for index in row if index is not None]
+    return sorted(drawn[:count])
 
 
 Spread = Callable[[Pair, Progress], Iterable[Work]]

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.figures import TurnResult
-from quant.metrics import kl_divergence
+from quant.metrics import Floats, kl_divergence
 from quant.mixing import Mixer
 from quant.observe import HEAD, Observed, Taken, forced, rewind
 from quant.record import empty_cache
 from quant.taps import exposed, in_memory, load
 from runtime.session import InMemory, Session
 
-TURNS = 6
 CHOICES = 24  # of each step of an answer
 BLOCKS = 12  # of layers: as many groups at most
 ROWS = 32  # choices whose divergence is computed at once, each as wide as the vocabulary
@@ -39,6 +38,7 @@ class Loss:
     weights: tuple[str, ...]
     alone: float  # the reference with these weights of the candidate
     without: float  # the candidate with these weights of the reference
+    error: float  # half the 95 % interval of what `without` wins back, over choices
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ Logits = list[list[NDArray[np.float32]]]  # by passage, and there by stream: [n,
 
 
 def lost_within(reference: Observed | None, candidate: Observed, results: Sequence[TurnResult]) -> Within | None:
-    """Try every group of weights on the reference's answers to some turns; None where nothing can be swapped."""
+    """Try every group of weights on the reference's answers to a few turns; None where nothing can be swapped."""
     if reference is None:
         return None
-    read = [passage for result in results[:TURNS] for passage in passages(reference, result)]
+    read = [passage for result in results for passage in passages(reference, result)]
     trial = _Trial(reference, candidate, read)
     losses = tuple(trial.losses()) if read else ()
     if not losses:
         return None
-    return Within(trial.whole, sum(len(passage.chosen) for passage in read), losses)
+    return Within(mean(trial.whole), sum(len(passage.chosen) for passage in read), losses)
 
 
 def passages(engine: Observed, result: TurnResult) -> Iterator[Passage]:
@@ -117,7 +117,7 @@ class _Trial:
                 yield from self._losses(graph, mixer)
 
     @cached_property
-    def whole(self) -> float:
+    def whole(self) -> Floats:
         return self._divergence(self._logits(self._theirs, self.their_heads))
 
     @cached_property
@@ -149,15 +149,16 @@ class _Trial:
             for group, names in groups.items():
                 left = [name for name in every if name not in set(names)]
                 alone, without = self._alone(graph, mixer, names), self._left(graph, mixer, left)
-                yield Loss(graph, group, by, tuple(names), alone, without)
+                error = spread(self.whole - without)
+                yield Loss(graph, group, by, tuple(names), mean(alone), mean(without), error)
 
-    def _alone(self, graph: str, mixer: Mixer, names: Sequence[str]) -> float:
+    def _alone(self, graph: str, mixer: Mixer, names: Sequence[str]) -> Floats:
         session = self._session(graph, self.reference, mixer.mixed(names))
         if graph == "decoder":
             return self._divergence(self._logits(self._hidden(session), self.heads))
         return self._divergence(self._logits(self._ours, {**self.heads, graph: session}))
 
-    def _left(self, graph: str, mixer: Mixer, names: Sequence[str]) -> float:
+    def _left(self, graph: str, mixer: Mixer, names: Sequence[str]) -> Floats:
         """Everything of the candidate, but of this graph only the weights `names`."""
         session = self._session(graph, self.reference, mixer.mixed(names))
         if graph == "decoder":
@@ -200,20 +201,27 @@ class _Trial:
             for tap, size in zip(taps, sizes, strict=True)
         ]
 
-    def _divergence(self, found: Logits) -> float:
-        """Mean KL over all choices; infinite where logits are not finite."""
-        pairs = (
-            pair for ours, theirs in zip(self._wanted, found, strict=True) for pair in zip(ours, theirs, strict=True)
-        )
-        every = np.concatenate([_kl(ours, theirs) for ours, theirs in pairs])
-        return float(every.mean()) if np.isfinite(every).all() else float("inf")
+    def _divergence(self, found: Logits) -> Floats:
+        """KL at each choice of all passages, [choices]; NaN where logits are not finite."""
+        ours, theirs = ([stream for streams in every for stream in streams] for every in (self._wanted, found))
+        return np.concatenate([_kl(*pair) for pair in zip(ours, theirs, strict=True)])
+
+
+def mean(kl: Floats) -> float:
+    """Infinite where one is not finite, so that weights which break arithmetic come first."""
+    return float(kl.mean()) if np.isfinite(kl).all() else float("inf")
+
+
+def spread(gains: Floats) -> float:
+    """Half the 95 % interval of a mean of paired differences [n], by their standard error."""
+    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf")
 
 
 def _text(hidden: NDArray[np.floating], heads: dict[str, Session]) -> list[NDArray[np.float32]]:
     return [heads["lm_head"].run(hidden=hidden)["logits"]]
 
 
-def _kl(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float64]:
+def _kl(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Floats:
     with np.errstate(invalid="ignore"):
         parts = [kl_divergence(ours[at : at + ROWS], theirs[at : at + ROWS]) for at in range(0, len(ours), ROWS)]
     return np.concatenate(parts)

@@ -1,5 +1,6 @@
 """What was lost is attributed to the weights that lost it, and to the line of the recipe that decided for them."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -9,14 +10,16 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from quant.advice import Advice, line_of
+from quant.advice import Advice, advice, line_of
 from quant.compare import Comparison, compare
+from quant.each_turn import varied
 from quant.mixing import Mixer
 from quant.observe import Observed
 from quant.quantize import quantize
 from quant.record import Live, all_feeds
 from quant.scheme import parse_recipe, read_recipe
 from quant.taps import in_memory, load
+from quant.turn import Turn
 from quant.verdict import verdict
 from quant.within import BLOCKS, Loss, by_kind, by_layers
 from runtime.bundle import read_bundle
@@ -151,6 +154,21 @@ def test_the_verdict_says_which_line_is_guilty_and_what_to_put_before_it() -> No
     said = verdict(one_matrix())[-1]
     assert "line 4 of the recipe" in said and "100% of what was lost" in said
     assert 'To raise first: "model.layers.*.mlp.down_proj.weight" = { bits = 8, group_size = 32 } before line 4' in said
+
+
+def test_turns_for_swapping_are_of_every_kind() -> None:
+    plain, spoken, heard = Turn("a"), Turn("b", spoken=True), Turn("c", audio=Path("d.wav"))
+    asked = [plain, plain, plain, spoken, spoken, heard]
+    assert varied(asked, 3) == [0, 3, 5]
+    assert varied(asked, 4) == [0, 1, 3, 5]
+    assert varied(asked, 99) == [*range(6)] and varied(asked, 0) == []
+
+
+def test_a_gain_that_may_be_chance_is_not_advised() -> None:
+    within, manifest = compared().within, small_bundle().manifest
+    assert within is not None and advice(within, manifest)
+    unsure = tuple(replace(loss, error=within.whole) for loss in within.losses)
+    assert advice(replace(within, losses=unsure), manifest) == ()
 
 
 def test_every_weight_is_in_one_kind_and_one_block_of_layers() -> None:

@@ -107,7 +107,7 @@ def test_a_recipe_that_another_beats_in_bytes_and_divergence_is_off_the_front() 
         tried("d", 40, 0.01),
         tried("e", 40, math.nan),
     ]
-    assert [one.name for one in front(every)] == ["a", "b", "d", "e"]
+    assert [one.name for one in front(every)] == ["a", "b", "d", "broken"]
     better = beaten_by(every[2], every)
     assert better is not None and better.name == "b"
     assert beaten_by(tried("twin", 10, 1.0), every) is None  # as good as another is not worse
