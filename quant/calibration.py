@@ -194,7 +194,10 @@ class Calibration:
         return self._frames(hidden)
 
     def _read(self) -> dict[str, Spilled]:
-        """Of each example: rows [1, L, hidden], and the `frames` [n] and `codes` [n, codebooks] of a spoken answer."""
+        """Of each example: rows [1, L, hidden], and the `frames` [n] and `codes` [n, codebooks] of a spoken answer.
+
+        One that is longer than the model's context is cut.
+        """
         label, names = "conversations", ("rows", "frames", "codes")
         return self.values.recall(label) or self.values.store(label, names, map(self._one, self.examples))
 
@@ -203,7 +206,9 @@ class Calibration:
         engine = self.engine
         audio = engine.session("embed_audio") if "embed_audio" in engine.manifest.graphs else None
         rows = embed(read.prompt, engine.manifest, engine.session("embed_tokens"), audio)
-        return {"rows": rows[None], "frames": read.frames, "codes": read.codes}
+        end = engine.manifest.cache.max_positions
+        held = read.frames < end
+        return {"rows": rows[None, :end], "frames": read.frames[held], "codes": read.codes[held]}
 
     def _frames(self, hidden: Spilled) -> Sampled:
         """The audio head's samples: each frame of each spoken answer, from the position before it."""

@@ -155,3 +155,10 @@ def test_rows_of_a_streamed_tensor_are_those_of_the_whole(tmp_path: Path) -> Non
             np.testing.assert_array_equal(tensor.rows(start, stop), whole[start:stop])
         with pytest.raises(ValueError, match="declared"):
             tensor.rows(0, len(whole) + 1)
+
+
+def test_turns_that_are_longer_than_the_context_are_cut(tmp_path: Path) -> None:
+    recipe = parse_recipe("gptq", '[weights]\n"model.layers.0.*" = { bits = 4, group_size = 32, method = "gptq" }')
+    manifest = quantize.quantize(tiny_llama.bundle(), tmp_path / "small", recipe)  # on the turns that come along
+    assert manifest.quantization is not None
+    assert {weight.method for weight in manifest.quantization.quantized} == {"gptq"}
