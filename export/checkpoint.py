@@ -103,7 +103,7 @@ def _open_folder(folder: Path) -> Checkpoint:
         config = _read_config(folder, weights.kind)
     with gathering(problems):
         hift = _read_hift(folder)
-    if config or not problems:  # a config that cannot be read says nothing about quantization
+    if weights.kind == "safetensors" and (config or not problems):  # what cannot be read says nothing of quantization
         with gathering(problems):
             weights = replace(weights, tensors=assembled(weights.tensors, config, folder))
     refuse(f"checkpoint {str(folder)!r}", problems)

@@ -1,7 +1,8 @@
 """bitsandbytes' 4-bit layers (NF4, FP4): codes of a table of 16 values, and a largest value for each block of them.
 
 value = table[code] * absmax of its block, in float32. The largest values may themselves be stored as codes ("double
-quantization"): absmax = table[code] * absmax of their block + offset. Layout: `bitsandbytes.functional.QuantState`.
+quantization"): absmax = table[code] * absmax of their block + offset. Layout: `bitsandbytes.functional.QuantState`,
+whose dtype, to which the library would round the values, is left aside.
 """
 
 import math
@@ -67,11 +68,9 @@ class NF4Tensor(LazyTensor):
         first = start // 2
         octets = self.codes.rows(first, -(-stop // 2)).reshape(-1)
         codes = np.stack([octets >> 4, octets & 15], -1).reshape(-1)[start - 2 * first :][: stop - start]
-        block_of = np.arange(start, stop) // self.block
-        return (
-            self.table.read()[codes]
-            * self._absmax(start // self.block, -(-stop // self.block))[block_of - start // self.block]
-        )
+        block = start // self.block
+        absmax = self._absmax(block, -(-stop // self.block))
+        return self.table.read()[codes] * absmax[np.arange(start, stop) // self.block - block]
 
     def _absmax(self, start: int, stop: int) -> NDArray[np.float32]:
         """The largest values of blocks `start` to `stop`."""

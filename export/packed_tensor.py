@@ -159,6 +159,7 @@ def packed_tensor(stem: str, parts: dict[str, LazyTensor], packing: Packing, gro
     qweight, scales = parts["qweight"], parts["scales"]
     spans = (packing.per_word, 1) if packing.along == "columns" else (1, packing.per_word)
     columns, rows = (size * span for size, span in zip(qweight.shape, spans, strict=True))
+    refuse(repr(stem), [] if columns and rows else [f"qweight is {list(qweight.shape)}, which holds nothing"])
     group_size = group_size or columns
     refuse(repr(stem), list(_misshapen(parts, rows, columns, group_size, packing)))
     return PackedTensor(

@@ -220,6 +220,7 @@ def test_every_misfit_of_a_packed_layer_is_named(tmp_path: Path) -> None:
     _, part = packed(np.random.default_rng(0), gptq(4, 1), 16, 32, 32)
     bad: dict[str, dict[str, Any]] = {
         "none": {"scales": None, "qzeros": None},
+        "empty": {"qweight": np.zeros((0, 16), np.int32)},
         "types": {"scales": np.zeros((1, 16), np.int32), "g_idx": np.zeros(32, np.int64)},
         "shapes": {"scales": np.zeros((2, 16), np.float16), "g_idx": np.zeros(31, np.int32)},
     }
@@ -230,6 +231,7 @@ def test_every_misfit_of_a_packed_layer_is_named(tmp_path: Path) -> None:
     message = refusal(tmp_path, tensors, GPTQ_CONFIG)
     for words in [
         "'none': qzeros, scales missing, which GPTQ needs",
+        "'empty': qweight is [0, 16], which holds nothing",
         "scales is I32[1, 16], expected F16 or BF16 or F32 of 2 dimensions",
         "g_idx is I64[32], expected I32 of 1 dimensions",
         "scales is [2, 16], but qweight and 4 bits in groups of 32 make it [1, 16]",
