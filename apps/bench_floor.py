@@ -79,7 +79,7 @@ def narrowed(manifest: Manifest, config: DecoderConfig, graphs: dict[str, Graph]
         hidden_size=config.hidden_size,
         files=tuple(describe_file(folder, name) for name in sorted(path.name for path in folder.iterdir())),
         graphs=graphs,
-        cache=replace(manifest.cache, head_dim=config.head_dim),
+        cache=replace(manifest.cache, head_dim=config.head_dim, dtype="float32"),
         generation=GenerationDefaults(text=manifest.generation.text),
         audio=None,
         image=None,

@@ -15,7 +15,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 STRICT = ConfigDict(extra="forbid", strict=False, ser_json_inf_nan="null")
 
-DType = Literal["float32", "float16", "int64", "int32", "uint8", "bool"]
+DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
+CACHE_BYTES: dict[DType, int] = {"int8": 1, "float16": 2, "float32": 4}  # of a value of the cache
 Profile = Literal["cpu", "cuda"]
 Count = Annotated[int, Field(gt=0)]
 
@@ -61,17 +62,22 @@ class Graph:
 
 @dataclass(frozen=True, config=STRICT)
 class CacheLayout:
-    """Key/value cache of the decoder: per layer two arrays [1, kv_heads, positions, head_dim]."""
+    """Key/value cache of the decoder: per layer two arrays [1, kv_heads, positions, head_dim].
+
+    As int8 each channel of each head has a scale, which lies in the decoder's graph and was fitted to
+    `calibrated_positions` positions of conversations.
+    """
 
     layers: Count
     kv_heads: Count
     head_dim: Count
     dtype: DType
     max_positions: Count
+    calibrated_positions: Count | None = None
 
     @property
     def bytes_per_position(self) -> int:
-        return 2 * self.layers * self.kv_heads * self.head_dim * (2 if self.dtype == "float16" else 4)
+        return 2 * self.layers * self.kv_heads * self.head_dim * CACHE_BYTES.get(self.dtype, 4)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -11,8 +11,8 @@ FIRST_CAPACITY = 1024  # positions; doubled when they are full
 class KVCache:
     """Buffers [1, kv_heads, capacity, head_dim] named as the decoder's ports, of which `length` positions are read.
 
-    The decoder writes new positions in place behind `length` and never looks beyond it, so that truncating is exact
-    and costs nothing.
+    They hold floats, or int8 whose scales the decoder's graph knows. The decoder writes new positions in place behind
+    `length` and never looks beyond it, so that truncating is exact and costs nothing.
     """
 
     def __init__(self, layout: CacheLayout, capacity: int = FIRST_CAPACITY):
