@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +121,6 @@ class TurnResult:
     rate: int = 0  # samples a second of the waves; 0 for an answer in text
     streamed: float = math.nan  # largest difference of the candidate's speech made piece by piece and at once
     recognised: Heard | None = None  # what a recogniser heard, if one was asked
-    speech: Spoken | None = field(init=False)
     defects: tuple[tuple[str, ...], tuple[str, ...]] = field(init=False)
     scores: tuple[Score, Score] | None = field(init=False)
 
@@ -130,10 +130,11 @@ class TurnResult:
         broken = () if finite else ("scores are not finite",)
         beside = lapses(self.turn.text, self.reference, self.candidate)
         object.__setattr__(self, "defects", (ours, (*theirs, *broken, *beside)))
-        object.__setattr__(self, "speech", self._spoken())
         object.__setattr__(self, "scores", _scored(self.turn, self.reference, self.candidate))
 
-    def _spoken(self) -> Spoken | None:
+    @cached_property
+    def speech(self) -> Spoken | None:
+        """The numbers of what is heard; None where the reference says nothing aloud."""
         if not self.rate or not len(self.reference.wave):
             return None
         return spoken(self.reference, self.candidate, self.same_wave, self.rate, self.streamed)

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 from quant.advice import Advice
 from quant.compare import Comparison
+from quant.speech_verdict import speech_sentences
 from quant.task_verdict import task_sentences
 
 
 def verdict(found: Comparison) -> list[str]:
     """What a person should know first, the worst first."""
-    return [*_degenerate(found), *_gates(found), *_tasks(found), *_guilty(found)]
+    return [*_degenerate(found), *_gates(found), *_tasks(found), *_speech(found), *_guilty(found)]
 
 
 def _degenerate(found: Comparison) -> Iterator[str]:
@@ -32,6 +33,10 @@ def _gates(found: Comparison) -> Iterator[str]:
 
 def _tasks(found: Comparison) -> Iterator[str]:
     yield from task_sentences(found.figure, found.results, found.margin)
+
+
+def _speech(found: Comparison) -> Iterator[str]:
+    yield from speech_sentences(found.figure, found.results, found.recogniser, found.candidate.random)
 
 
 def _guilty(found: Comparison) -> Iterator[str]:

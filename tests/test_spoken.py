@@ -10,6 +10,7 @@ from quant import defects
 from quant.figures import Figure, TurnResult
 from quant.observe import Answer, Taken
 from quant.speech_figures import speech_figures
+from quant.speech_verdict import speech_sentences
 from quant.spoken import heard, spoken
 from quant.turn import Turn
 from runtime.audio import resample
@@ -155,3 +156,33 @@ def test_where_the_recogniser_failed_or_the_reference_was_cut_no_errors_are_coun
         result(answer(speech), answer(speech), recognised=fine),
     )  # fmt: skip
     assert found["speech.wer"].count == 1
+
+
+def told(one: TurnResult, added: tuple[float | None, float | None], listener: str = "an ear") -> list[str]:
+    """What is said where the difference of errors has this interval."""
+    known = {name: Figure(f"speech.{name}", "", 0.1, 9) for name in ("wer_reference", "wer", "streamed")}
+    known["wer_added"] = Figure("speech.wer_added", "", 0.0, 9, *added)
+    known["streamed"] = replace(known["streamed"], value=one.streamed)
+    return [*speech_sentences(lambda name: known.get(name.removeprefix("speech.")), [one], listener, False)]
+
+
+def test_speech_is_called_worse_only_where_chance_does_not_explain_it() -> None:
+    said = answer(beckett(RATE))
+    one = result(said, said, streamed=0.0)
+    for added, wanted in (
+        ((0.01, 0.1), "Regression of the speech: an ear misheard 10.0% of the reference's words"),
+        ((-0.1, -0.01), "Improvement of the speech"),
+        ((-0.1, 0.1), "No change of the speech is shown"),
+        ((None, None), "Cannot say that the speech is as clear as before"),
+    ):
+        (sentence,) = told(one, added)
+        assert sentence.startswith(wanted)
+
+
+def test_it_is_said_where_nobody_listened_and_where_streamed_speech_is_another() -> None:
+    said = answer(beckett(RATE))
+    nobody, streamed = told(result(said, said, streamed=0.2), (0, 0), listener="")
+    assert nobody.startswith("Nobody listened to 1 spoken answer")
+    assert streamed.startswith("Regression: speech that is streamed differs") and "0.2" in streamed
+    written = replace(result(said, said), rate=0)
+    assert told(written, (0, 0)) == []
