@@ -100,8 +100,9 @@ class Draft:
 def drafting(out: Path, job: Any) -> Iterator[Draft]:
     """A draft beside `out` whose folder takes that name when the body succeeds. Two at once are refused by a lock.
 
-    If the body raises, Ctrl-C included, nothing is left. A run that is killed leaves its draft, and the next run finds
-    it again if `job` is equal: JSON values that must hold all that decides about the bytes. Else it is removed.
+    If the body raises, Ctrl-C included, nothing is left. A run that is killed (a signal, a power cut) leaves its draft.
+    The next run finds it again if `job` is equal, JSON values that must hold all that decides about the bytes; else
+    removes it.
     """
     scratch, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
     with _lock_file(out) as lock:

@@ -57,11 +57,13 @@ class Journal:
         lines = [_parsed(line) for line in stored[:end].splitlines()]
         if not lines or lines[0] != {"job": json.loads(json.dumps(job))} or None in lines:
             return None
-        out = path.open("r+b")
-        out.truncate(end)
-        out.seek(end)
-        journal = cls(folder, out, (line for line in lines[1:] if line is not None))
-        return journal if all(journal._reaches(*item) for item in journal._lengths.items()) else None
+        journal = cls(folder, path.open("r+b"), (line for line in lines[1:] if line is not None))
+        if not all(journal._reaches(*item) for item in journal._lengths.items()):
+            journal.close()
+            return None
+        journal._out.truncate(end)
+        journal._out.seek(end)
+        return journal
 
     def recall(self, key: str) -> Any:
         """The value that `key` was recorded with, as JSON gives it back (tuples become lists); None if it never was."""
