@@ -172,7 +172,7 @@ def quantize(
     threads: Workers = 0,
     as_json: Json = False,
 ) -> None:
-    """Make a smaller bundle of a float one."""
+    """Make a smaller bundle of a float one; after a kill the same command goes on where it was."""
     from apps import tables
     from quant.examples import read_calibrating
     from quant.quantize import quantize as run
