@@ -8,6 +8,7 @@ from typing import Any
 from quant.compare import Comparison
 from quant.figures import Figure, TurnResult
 from quant.task_figures import Item, items_of, suites_of
+from quant.turn import Turn
 
 FLIPS = 50  # of each kind that are in the page; all are in report.json
 HEAD = (
@@ -111,7 +112,7 @@ def _spread(change: Figure) -> str:
     """Of candidate less reference: figures of losses are the other way round."""
     if change.low is None or change.high is None:
         return ""
-    low, high = (-change.high, -change.low) if change.name.endswith("_loss") else (change.low, change.high)
+    low, high = (0 - change.high, 0 - change.low) if change.name.endswith("_loss") else (change.low, change.high)
     return f"{low:+.1%} to {high:+.1%}"
 
 
@@ -142,12 +143,17 @@ def _item_record(item: Item) -> dict[str, Any]:
     return {
         "item": first.turn.item,
         "group": first.turn.group,
-        "asked": first.turn.text,
+        "asked": asked(first.turn),
         "expected": list(first.turn.answers),
         "reference": first.reference.text,
         "candidate": first.candidate.text,
         "taken": taken,
     }
+
+
+def asked(turn: Turn) -> str:
+    """What was said, or where nothing was, what was heard and seen."""
+    return turn.text or ", ".join(media.name for media in (turn.audio, *turn.images) if media)
 
 
 def suite_markdown(found: Comparison) -> Iterator[str]:
@@ -160,8 +166,9 @@ def suite_markdown(found: Comparison) -> Iterator[str]:
 
 def suite_section(found: Comparison) -> str:
     """HTML: the table, and for each data set its groups and its flips."""
-    body = _table(HEAD, suite_rows(found), 2)
-    return body + _NOTE + "".join(_details(suite) for suite in suite_results(found) if suite.items)
+    suites = [suite for suite in suite_results(found) if suite.items]
+    options = "".join(_options(found, suite) for suite in suites)
+    return _table(HEAD, suite_rows(found), 2) + _NOTE + options + "".join(map(_details, suites))
 
 
 _NOTE = (
@@ -169,6 +176,17 @@ _NOTE = (
     "test's, of transcriptions on those without an error. Detectable: the smallest loss that so many items show in 4 "
     "of 5 cases. Intervals: 95 %, bootstrap over items.</p>"
 )
+
+
+def _options(found: Comparison, suite: SuiteResult) -> str:
+    """How likely the right option was, where options were chosen by letters."""
+    names = ("right_option_reference", "right_option", "right_option_loss")
+    before, after, change = (found.figure(f"suite.{suite.name}.{name}") for name in names)
+    if before is None or after is None or change is None:
+        return ""
+    spread = f", a change of {_spread(change)}" if change.low is not None else ""
+    text = f"{suite.name}: the right option had a probability of {before.value:.1%}, and has {after.value:.1%}{spread}."
+    return f'<p class="note">{html.escape(text)}</p>'
 
 
 def _details(suite: SuiteResult) -> str:
@@ -199,7 +217,7 @@ def _flips(title: str, items: Sequence[Item], kind: str) -> str:
     rows = []
     for record in map(_item_record, items[:FLIPS]):
         said = (f"{record[side]}{_taken(record, place)}" for place, side in enumerate(("reference", "candidate")))
-        rows.append((record["item"], record["asked"] or "(media)", " / ".join(record["expected"][:5]), *said))
+        rows.append((record["item"], record["asked"], " / ".join(record["expected"][:5]), *said))
     table = _table(("item", "asked", "expected", "reference", "candidate"), rows, 5)
     return f'<p><span class="tag {kind}">{title}</span>{html.escape(more)}</p>{table}'
 

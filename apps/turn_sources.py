@@ -28,7 +28,11 @@ class TurnSources:
         """All turns, which must fit the bundle; or those that come along, as far as they do."""
         if not self:
             return tuple(turn for turn in read_turns(DEFAULT) if not lacking(turn, manifest))
-        turns = tuple(turn for source in self._sources() for turn in source)
+        sources = self._sources()
+        named = [name for source in sources for name in {turn.suite for turn in source}]
+        if twice := sorted({name for name in named if named.count(name) > 1}):
+            raise EdgeOmniError(f"two sources give a data set called {', '.join(twice)}; rename one, or join them")
+        turns = tuple(turn for source in sources for turn in source)
         refuse_unfit(turns, manifest)
         return turns
 
@@ -70,9 +74,6 @@ def turn_sources(
             f"found {len(names)} --suite and {len(folders)} --data; give each suite its folder, as in "
             "--suite mcq --data ceval --suite asr --data recordings"
         )
-    twice = sorted({path.stem for path in files or () if [p.stem for p in files or ()].count(path.stem) > 1})
-    if twice:
-        raise EdgeOmniError(f"two files of turns are called {', '.join(twice)}; give them names of their own")
     return TurnSources(tuple(files or ()), tuple(zip(names, folders, strict=True)), limit, seed)
 
 

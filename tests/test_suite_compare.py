@@ -18,11 +18,12 @@ from apps import suite_report
 from apps.cli import app
 from apps.turn_sources import turn_sources
 from quant import stored
+from quant.answer import Answer
 from quant.compare import Comparison, compare
 from quant.figures import TurnResult
 from quant.gates import judge, read_gates
 from quant.media import Embedded
-from quant.observe import Answer, Observed
+from quant.observe import Observed
 from quant.record import Live
 from quant.stored import Stored
 from quant.suites import read_suite
@@ -277,6 +278,14 @@ def test_the_command_says_what_suites_there_are_and_what_is_missing(tmp_path: Pa
 def test_what_is_wrong_with_several_sources_is_said_at_once(tmp_path: Path) -> None:
     asked = turn_sources([tmp_path / "t.jsonl"], ["asr", "mmlu"], [tmp_path / "x", tmp_path / "y"], 0, 0)
     with pytest.raises(EdgeOmniError, match=r"(?s)t\.jsonl cannot be read.*the suite asr is not at.*no suite mmlu"):
+        asked.turns_for(float_bundle().whole)
+
+
+def test_two_sources_of_one_name_are_refused(tmp_path: Path) -> None:
+    suite_files.mmlu(tmp_path / "a")
+    suite_files.ceval(tmp_path / "b")
+    asked = turn_sources(None, ["mcq", "mcq"], [tmp_path / "a", tmp_path / "b"], 0, 0)
+    with pytest.raises(EdgeOmniError, match="two sources give a data set called mcq"):
         asked.turns_for(float_bundle().whole)
 
 

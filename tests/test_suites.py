@@ -155,6 +155,12 @@ def test_a_draw_repeats_with_its_seed_and_keeps_the_turns_of_an_item_together() 
     assert drawn(turns, 0, seed=0) == drawn(turns, 500, seed=0) == tuple(turns)
 
 
+def test_a_recording_that_comes_twice_is_two_items(tmp_path: Path) -> None:
+    suite_files.tone(tmp_path / "a.wav")
+    suite_files.json_lines(tmp_path / "m.jsonl", [{"audio": "a.wav", "text": "one"}] * 2)
+    assert [turn.item for turn in read_suite("asr", tmp_path)] == ["a.wav", "a.wav #2"]
+
+
 def refused(suite: str, data: Path) -> str:
     with pytest.raises(EdgeOmniError) as error:
         read_suite(suite, data)

@@ -1,5 +1,6 @@
 """Data sets in the layouts that their authors publish, as turns: `read_suite` is READ FIRST."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -84,6 +85,8 @@ SUITES = {
     )
 }
 
+ROTATED = ("vlmevalkit", "openmm-medical")  # one question may be several turns of one name there
+
 
 def read_suite(name: str, data: Path, limit: int = 0, seed: int = 0) -> tuple[Turn, ...]:
     """A suite's turns; with `limit`, that many items of each of its data sets, drawn with `seed`, in their own order.
@@ -94,12 +97,23 @@ def read_suite(name: str, data: Path, limit: int = 0, seed: int = 0) -> tuple[Tu
         raise EdgeOmniError(
             f"there is no suite {name}; there are {', '.join(SUITES)} (edgeomni compare --suites tells more)"
         )
-    turns = tuple(replace(turn, suite=turn.suite or name) for turn in SUITES[name].read(data))
+    turns = [replace(turn, suite=turn.suite or name) for turn in SUITES[name].read(data)]
     if not turns:
         raise EdgeOmniError(f"the suite {name} at {data} is empty; {SUITES[name].needs}")
-    chosen = drawn(turns, limit, seed)
+    chosen = drawn(turns if name in ROTATED else told_apart(turns), limit, seed)
     refuse_missing(name, data, chosen)
     return chosen
+
+
+def told_apart(turns: Sequence[Turn]) -> list[Turn]:
+    """Items that happen to have one name, with a number behind all but the first."""
+    seen: Counter[tuple[str, str]] = Counter()
+    apart = []
+    for turn in turns:
+        seen[turn.suite, turn.item] += 1
+        times = seen[turn.suite, turn.item]
+        apart.append(replace(turn, item=f"{turn.item} #{times}") if times > 1 else turn)
+    return apart
 
 
 def drawn(turns: Sequence[Turn], limit: int, seed: int) -> tuple[Turn, ...]:
