@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quant.media import Media, source
 from quant.synthetic import Wave, picture, voice
 from quant.turn import Turn, read_turns, refuse_unfit
-from runtime.bundle import Manifest
+from runtime.bundle import Manifest, SpecialTokens
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.prompt import Prompt, Spoken, Text, concat
@@ -25,6 +25,7 @@ DEFAULT = Path(__file__).parent / "turns" / "calibration.jsonl"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 SECONDS = 6.0  # of a sound that is made here
 PICTURES = ((448, 336), (224, 224), (280, 504))
+LONGEST = 2048  # positions of a conversation; attention takes memory with their square
 EVERY = 3  # every third turn of the default is heard, the next seen, and of both some are answered aloud
 
 
@@ -99,7 +100,10 @@ class Conversation:
 
 
 def conversation(example: Example, engine: Engine) -> Conversation:
-    """Read an example's media with the engine's own encoders and spell it as the bundle's template does."""
+    """Read an example's media with the engine's own encoders and spell it as the bundle's template does.
+
+    Only the first positions count where it is longer than LONGEST or than the model's context.
+    """
     media = [] if example.audio is None else [engine.hear(example.audio)]
     seen = [engine.look(image) for image in example.images]
     said = [Text(example.text)] if example.text.strip() else []
@@ -108,10 +112,18 @@ def conversation(example: Example, engine: Engine) -> Conversation:
     asked = sum(map(len, pieces))
     if example.answer or spoken:
         pieces.append(engine.format.close_assistant([*_answer(example, engine)], spoken=spoken))
-    whole = concat(pieces)
+    whole = cut(concat(pieces), min(LONGEST, engine.manifest.cache.max_positions), engine.manifest.tokens)
     frames = np.flatnonzero(whole.ids == engine.manifest.tokens.audio_pad)
     answered = frames >= asked
     return Conversation(whole, frames[answered], whole.codes[answered])
+
+
+def cut(prompt: Prompt, length: int, tokens: SpecialTokens) -> Prompt:
+    """The first `length` positions of a prompt."""
+    ids = prompt.ids[:length]
+    pictures = [token for token in (tokens.img_pad, tokens.video_place) if token is not None]
+    codes, rows = np.count_nonzero(ids == tokens.audio_pad), np.count_nonzero(np.isin(ids, pictures))
+    return Prompt(ids, prompt.codes[:codes], prompt.rows[:rows])
 
 
 def _answer(example: Example, engine: Engine) -> Iterator[Text | Spoken]:

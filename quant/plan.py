@@ -121,6 +121,7 @@ def open_bundle(folder: Path) -> FloatBundle:
 def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
     """Decide for every weight of a float bundle; EdgeOmniError says all that is wrong with the two."""
     manifest = bundle.manifest
+    recipe = recipe.bound([weight.name for model in bundle.models.values() for weight in weights(model)])
     graphs = tuple(
         _planned(name, graph, bundle.models[name], recipe, manifest.profile) for name, graph in manifest.graphs.items()
     )

@@ -1,7 +1,8 @@
 """What becomes of each weight: a Scheme says how one matrix is stored, a Recipe which weights get which, by name.
 
 A recipe is a TOML file. Under [weights] stand name patterns (`*`, `?`, `[...]`) in order; the first that matches a
-weight's name decides, and a weight that none matches stays as it is.
+weight's name decides, and a weight that none matches stays as it is. `{outer}` stands for the number of a layer in the
+first or the last eighth of its kind, which feel rounding most.
 
     description = "..."
     [schemes]
@@ -14,9 +15,10 @@ weight's name decides, and a weight that none matches stays as it is.
 """
 
 import fnmatch
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -33,6 +35,7 @@ Bits = Literal[2, 4, 8]
 GroupSize = Literal[16, 32, 64, 128, 256]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 STRICT = ConfigDict(extra="forbid")
+OUTER, OUTER_SHARE = "{outer}", 8
 KEEP, STORED = "keep", "stored"
 PARTS: dict[str, type] = {"description": str, "schemes": dict, "weights": dict}
 SHIPPED = Path(__file__).parent / "recipes"
@@ -105,9 +108,26 @@ class Rule:
     pattern: str
     schemes: Schemes
     stored: bool = False
+    layers: tuple[int, ...] = ()  # that OUTER stands for
 
     def matches(self, name: str) -> bool:
-        return fnmatch.fnmatchcase(name, self.pattern)
+        if OUTER not in self.pattern:
+            return fnmatch.fnmatchcase(name, self.pattern)
+        return any(self._matches_in(layer, name) for layer in self.layers)
+
+    def _matches_in(self, layer: int, name: str) -> bool:
+        return fnmatch.fnmatchcase(name, self.pattern.replace(OUTER, str(layer)))
+
+    def bound(self, names: Sequence[str]) -> "Rule":
+        """The same rule where it is known what weights there are, and so how many layers."""
+        if OUTER not in self.pattern:
+            return self
+        numbered = [(int(number), name) for name in names for number in re.findall(r"\d+", name)]
+        found = [number for number, name in numbered if self._matches_in(number, name)]
+        count = max(found, default=-1) + 1
+        ends = max(1, count // OUTER_SHARE)
+        outer = {*range(min(ends, count)), *range(max(0, count - ends), count)}
+        return replace(self, layers=tuple(sorted(outer)))
 
     def scheme_for(self, columns: int) -> Scheme | None:
         """The first scheme whose groups divide rows of so many columns."""
@@ -122,6 +142,10 @@ class Recipe:
     text: str
     description: str
     rules: tuple[Rule, ...]
+
+    def bound(self, names: Sequence[str]) -> "Recipe":
+        """The same recipe for a bundle whose weights have these names; only then `{outer}` matches anything."""
+        return replace(self, rules=tuple(rule.bound(names) for rule in self.rules))
 
     def rule_for(self, name: str) -> Rule | None:
         return next((rule for rule in self.rules if rule.matches(name)), None)

@@ -1,25 +1,35 @@
 """Calibration: pieces of a graph give what the whole gives, what was stored is known again, and refusals say why."""
 
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
+from apps import one_pass
+from export.convert import export
 from quant import spill
 from quant.calibration import REACHED, Calibration, Unfinished, Walk
-from quant.examples import Example, conversation, examples
+from quant.examples import BUILT_IN, DEFAULT, Calibrating, Example, conversation, examples
 from quant.plan import open_bundle
+from quant.quantize import quantize, write
 from quant.rewrite import Model, weights
+from quant.scheme import parse_recipe, read_recipe
 from quant.spill import Values
 from quant.stages import stages
 from quant.synthetic import picture, voice
 from quant.taps import exposed
 from quant.turn import Turn, read_turns
 from runtime.bundle import Port, read_bundle
+from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.journal import Journal
 from runtime.session import InMemory
+from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
+from tests.test_resume import computed, contents, run
 from tests.tiny import omni_bundle
 
 
@@ -30,7 +40,8 @@ def matrices(model: Model) -> list[str]:
 
 def few(folder: Path) -> tuple[Example, ...]:
     """Two of the default's examples: one that is heard and answered aloud, one that is seen."""
-    return examples(None, read_bundle(folder))[:2]
+    heard, seen = examples(None, read_bundle(folder))[:2]
+    return replace(heard, audio=voice(1.0, 16000, 1), aloud=voice(1.0, 16000, 2)), seen
 
 
 def calibration(folder: Path, work: Path) -> Calibration:
@@ -117,9 +128,9 @@ def test_stored_values_come_back_sample_by_sample(tmp_path: Path) -> None:
     Values(tmp_path, journal := Journal.begun(tmp_path, "test")).store("label", ("a", "b"), runs)
     found = Values(tmp_path, journal).recall("label")
     assert found is not None
-    for number, run in enumerate(runs):
-        assert all(np.array_equal(found[name].sample(number), run[name]) for name in run)
-        assert all(found[name].sample(number).dtype == run[name].dtype for name in run)
+    for number, values in enumerate(runs):
+        assert all(np.array_equal(found[name].sample(number), values[name]) for name in values)
+        assert all(found[name].sample(number).dtype == values[name].dtype for name in values)
 
 
 def test_frames_of_a_spoken_answer_are_those_behind_the_question() -> None:
@@ -183,3 +194,101 @@ def test_the_decoder_is_fed_an_empty_cache_as_long_as_the_turn(tmp_path: Path) -
     past = next(port for port in read_bundle(omni_bundle()).graphs["decoder"].inputs if port.name.startswith("past."))
     assert walk.samples.feed(0, past).shape == tuple(length if dim == "cache" else dim for dim in past.shape)
     assert int(walk.samples.feed(0, Port("total_sequence_length", "int32", ()))) == length
+
+
+GPTQ = """
+[weights]
+"model.embed_tokens.weight" = { bits = 8, group_size = 32 }
+"*" = { bits = 4, group_size = [32, 16], method = "gptq" }
+"""
+
+
+def along(folder: Path, turn: Turn) -> np.ndarray:
+    """Scores of the tiny Llama at places of a turn."""
+    ids = conversation(Example(turn.text, answer=turn.answers[0]), Engine(folder)).prompt.ids.tolist()
+    return np.array([tiny_llama.logits(folder, ids[:length]) for length in range(20, len(ids), 30)])
+
+
+def test_gptq_moves_scores_less_than_rounding_does(tmp_path: Path) -> None:
+    *turns, held_out = read_turns(DEFAULT)[:12]
+    exact, moved = along(tiny_llama.bundle(), held_out), {}
+    for method in ("rtn", "gptq"):
+        recipe = parse_recipe(method, GPTQ.replace('"gptq"', f'"{method}"'))
+        calibrating = Calibrating(tuple(turns)) if method == "gptq" else BUILT_IN
+        manifest = quantize(tiny_llama.bundle(), tmp_path / method, recipe, calibrating=calibrating)
+        assert manifest.quantization is not None
+        assert {w.method for w in manifest.quantization.quantized if w.graph == "decoder"} == {method}
+        moved[method] = float(np.square(along(tmp_path / method, held_out) - exact).mean())
+    assert moved["gptq"] < 0.8 * moved["rtn"]
+
+
+def test_an_omni_bundle_is_calibrated_through_decoder_and_audio_head(tmp_path: Path) -> None:
+    turns = read_turns(spoken_turns(tmp_path))
+    recipe = read_recipe("int4")
+    manifest = quantize(omni_bundle(), tmp_path / "small", recipe, calibrating=Calibrating(turns))
+    refuse_failed(tmp_path / "small", list(verify(tmp_path / "small", manifest)))
+    assert manifest.quantization is not None
+    methods = {weight.graph: weight.method for weight in manifest.quantization.quantized if weight.bits == 4}
+    assert methods == {"decoder": "gptq", "audio_head": "gptq"}
+    larger = {weight.name for weight in manifest.quantization.quantized if (weight.bits, weight.method) == (8, "gptq")}
+    layers = range(manifest.cache.layers)  # so few that each is an outer one
+    matrices = ("self_attn.W_pack", "mlp.down_proj")
+    assert larger == {f"model.layers.{layer}.{matrix}.weight" for layer in layers for matrix in matrices}
+
+
+def spoken_turns(folder: Path) -> Path:
+    """A file with a turn that is heard and answered aloud, and one that is seen."""
+    soundfile.write(folder / "question.wav", voice(1.0, 16000, seed=1), 16000)
+    (folder / "door.png").write_bytes(picture(56, 56, seed=1))
+    lines = [
+        '{"audio": "question.wav", "spoken": true, "answer": "Good day."}',
+        '{"image": "door.png", "text": "What?"}',
+    ]
+    (folder / "turns.jsonl").write_text("\n".join(lines))
+    return folder / "turns.jsonl"
+
+
+@pytest.mark.parametrize("kill", [("write_matrix", 4), ("append", 12), ("save_graph", 2)])
+def test_a_calibrated_run_that_is_killed_ends_with_the_bytes_of_one_that_is_not(
+    kill: tuple[str, int], tmp_path: Path
+) -> None:
+    rest = [tiny_llama.bundle(), "--recipe", "int4"]
+    whole = computed(run("quantize", *rest, "-o", tmp_path / "whole"))
+    assert run("quantize", *rest, "-o", tmp_path / "killed", kill=kill).code == -signal.SIGKILL
+    assert computed(run("quantize", *rest, "-o", tmp_path / "killed")) < whole
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_checkpoint_is_calibrated_in_one_pass_to_the_bytes_of_two(tmp_path: Path) -> None:
+    checkpoint = tiny_llama.save(tmp_path / "checkpoint")
+    export(checkpoint, tmp_path / "float", random=True)
+    quantize(tmp_path / "float", tmp_path / "two", read_recipe("int4"), standalone=True)
+    planned = one_pass.plan(checkpoint, "cpu", read_recipe("int4"), random=True)[1]
+    assert planned is not None
+    write(planned, tmp_path / "one", standalone=True)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_what_no_turn_reaches_and_what_multiplies_nothing_is_refused_by_name(tmp_path: Path) -> None:
+    text = '[weights]\n"*" = { bits = 8, group_size = [32, 16], method = "gptq" }'
+    with pytest.raises(EdgeOmniError) as refused:
+        quantize(omni_bundle(), tmp_path / "small", parse_recipe("all", text.replace('"*"', '"*.fc1.weight"')))
+    assert "fc1.weight is in audio_encoder; turns are led through decoder, lm_head, audio_head" in str(refused.value)
+    with pytest.raises(EdgeOmniError, match=r"embed_tokens.weight is in embed_tokens"):
+        quantize(tiny_llama.bundle(), tmp_path / "small", parse_recipe("all", text))
+    with pytest.raises(EdgeOmniError, match=r"audio_embed_layers.0.weight is a table in which rows are looked up"):
+        quantize(
+            omni_bundle(), tmp_path / "small", parse_recipe("all", text.replace('"*"', '"*.audio_embed_layers.*"'))
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_turns_for_a_recipe_that_calibrates_nothing_are_refused(tmp_path: Path) -> None:
+    calibrating = Calibrating((Turn("Hello", answers=("Good day",)),))
+    with pytest.raises(EdgeOmniError, match="int4-rtn calibrates no matrix"):
+        quantize(tiny_llama.bundle(), tmp_path / "small", read_recipe("int4-rtn"), calibrating=calibrating)
+
+
+def test_other_turns_are_another_job() -> None:
+    one, two = (Calibrating((Turn("Hello", answers=(answer,)),)) for answer in ("yes", "no"))
+    assert one.fingerprint() != two.fingerprint() == two.fingerprint() != Calibrating().fingerprint()

@@ -65,7 +65,7 @@ def test_every_mistake_is_said_at_once() -> None:
         "schemes.int2: 2 bits multiply with int8 activations in groups of 32, 64 or 128 only",
         "schemes.empty.bits: missing",
         "schemes.empty.group_size: missing",
-        "weights.'a': 'int5' is no scheme; expected \"keep\" or \"stored\" or \"int3\"",
+        'weights.\'a\': \'int5\' is no scheme; expected "keep" or "stored" or "int3"',
         "weights.'b': 7 is no scheme",
         "weights.'c': stands behind \"*\", which matches every name before it; put it first",
     ):
@@ -132,3 +132,16 @@ def test_bits_per_weight_count_the_scale_and_the_zero() -> None:
     assert Scheme(4, 32).bits_per_weight(scale_bits=32) == 5.0
     assert Scheme(4, 32).bits_per_weight(scale_bits=16) == 4.5
     assert Scheme(8, 128, symmetric=False).bits_per_weight(scale_bits=32) == 8 + 40 / 128
+
+
+@pytest.mark.parametrize(
+    ("count", "outer"), [(30, {0, 1, 2, 27, 28, 29}), (28, {0, 1, 2, 25, 26, 27}), (2, {0, 1}), (1, {0}), (0, set())]
+)
+def test_outer_stands_for_the_first_and_the_last_eighth_of_the_layers(count: int, outer: set[int]) -> None:
+    text = '[weights]\n"model.layers.{outer}.mlp.down_proj.weight" = { bits = 8, group_size = 32 }\n"other" = "keep"'
+    recipe = parse_recipe("mixed", text)
+    names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(count)]
+    bound = recipe.bound([*names, "model.layers.99.mlp.up_proj.weight", "encoder.7.weight"])
+    assert {layer for layer, name in enumerate(names) if bound.rule_for(name)} == outer
+    assert bound.text == recipe.text
+    assert not any(recipe.rule_for(name) for name in names)  # without the names it is not known which they are
