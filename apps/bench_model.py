@@ -113,7 +113,8 @@ def read_matrices(model: Model) -> dict[str, Matrix]:
                 packed, scales, zeros = (arrays.get(key) for key in (codes, f"{name}.scales", f"{name}.zeros"))
                 assert packed is not None and scales is not None
                 whole[name] = unpack(Packed(packed, scales.reshape(len(packed), -1), zeros), bits)
-    return whole | {name: array for name, array in arrays.items() if not name.endswith(PARTS)}
+    whole.update({name: array for name, array in arrays.items() if not name.endswith(PARTS)})
+    return whole
 
 
 def rope_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float:

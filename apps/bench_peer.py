@@ -1,7 +1,8 @@
 """One program that runs a text decoder, in a process of its own, timed on request: ours, or one that we compare with.
 
 `python -m apps.bench_peer PROGRAM MODEL THREADS CONTEXT EXTRA` says that it is ready, then answers each line of JSON on
-stdin with one on stdout. What is timed begins with token ids and ends with the likeliest next ones.
+stdin with one on stdout. What is timed begins with token ids and ends with the likeliest next ones. The programs that
+we compare with belong to no extra: they are used where a person has installed them.
 """
 
 import ctypes
@@ -52,7 +53,7 @@ class LlamaCpp:
     """By its C interface, which costs less than the Python class around it."""
 
     def __init__(self, model: Path, threads: int, context: int):
-        import llama_cpp
+        import llama_cpp  # pyright: ignore[reportMissingImports]
 
         self.lib = llama_cpp
         llama_cpp.llama_backend_init()
@@ -81,7 +82,7 @@ class LlamaCpp:
 
 class OnnxRuntimeGenAI:
     def __init__(self, model: Path, threads: int, context: int):
-        import onnxruntime_genai
+        import onnxruntime_genai  # pyright: ignore[reportMissingImports]
 
         onnxruntime_genai.disable_telemetry_events()
         config = onnxruntime_genai.Config(str(model))
@@ -109,7 +110,7 @@ class Transformers:
         import torch
 
         torch.set_num_threads(threads)
-        from transformers import DynamicCache
+        from transformers import DynamicCache  # pyright: ignore[reportMissingImports]
 
         from apps.bench_transformers import load
 

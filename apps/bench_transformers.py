@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM  # pyright: ignore[reportMissingImports]
 
 from apps.bench_model import TextModel, floats, half_apart, read_text_model
 
@@ -13,7 +13,7 @@ def load(bundle: Path, dtype: torch.dtype) -> Any:
     """The model, ready to run on the CPU; EdgeOmniError for a decoder that is no Llama."""
     model = read_text_model(bundle)
     network = LlamaForCausalLM(llama_config(model)).to(dtype)
-    weights = {name: torch.from_numpy(array) for name, array in state(model).items()}
+    weights = {name: torch.tensor(array) for name, array in state(model).items()}
     network.load_state_dict(weights, strict=True)
     return network.eval()
 

@@ -6,8 +6,9 @@ spoken where it speaks. Weights do not care what they are multiplied with, so ne
 
 import io
 import time
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image as Pictures
@@ -17,7 +18,7 @@ from apps.bench_rounds import frame_budget_ms
 from runtime.bundle import Graph
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
-from runtime.events import AudioChunk, Finish, TextDelta
+from runtime.events import AudioChunk, TextDelta
 from runtime.prompt import Part, Text
 from runtime.reply import Steps
 from runtime.session import Bound, Options, Session
@@ -110,8 +111,7 @@ def ask(engine: Engine, clocked: Clocked) -> None:
     """Ask and take the answer, noting in `clocked` when what came."""
     parts = question(engine)
     clocked.understood = clocked.now()
-    conversation = TimedConversation.open(engine, seed=0)
-    conversation.clocked = clocked
+    conversation = TimedConversation(engine, clocked)
     choices = Choices(spoken=engine.manifest.speech is not None, mode="prefix", max_new=TEXT_TOKENS)
     reply = conversation.reply(parts, choices)
     for event in reply:
@@ -142,13 +142,15 @@ def question(engine: Engine) -> list[Part]:
 class TimedConversation(Conversation):
     """Notes how long each audio frame takes, its sound included."""
 
-    clocked: Clocked
+    def __init__(self, engine: Engine, clocked: Clocked):
+        super().__init__(engine, engine.format.open_conversation(None), seed=0)
+        self.clocked = clocked
 
     def spoken(self, choices: Choices) -> Steps:
         return timed_frames(super().spoken(choices), self.clocked.frame_ms)
 
 
-def timed_frames(steps: Steps, frame_ms: list[float]) -> Generator:
+def timed_frames(steps: Steps, frame_ms: list[float]) -> Steps:
     """The same steps. A frame ends when the next step is asked for: then its sound has been made."""
     try:
         while True:
@@ -158,8 +160,7 @@ def timed_frames(steps: Steps, frame_ms: list[float]) -> Generator:
             if isinstance(item, np.ndarray):
                 frame_ms.append(1e3 * (time.perf_counter() - began))
     except StopIteration as stop:
-        finish: Finish = stop.value
-        return finish
+        return stop.value
     finally:
         steps.close()
 
@@ -174,7 +175,7 @@ class Run:
 class TimedEngine(Engine):
     """An engine that keeps how long every run of every graph took."""
 
-    def __init__(self, folder, options: Options):
+    def __init__(self, folder: Path, options: Options):
         super().__init__(folder, options)
         self.runs: list[Run] = []
 
@@ -186,7 +187,7 @@ class TimedEngine(Engine):
 
 
 class TimedSession(Session):
-    def __init__(self, folder, graph: Graph, options: Options, name: str, runs: list[Run]):
+    def __init__(self, folder: Path, graph: Graph, options: Options, name: str, runs: list[Run]):
         super().__init__(folder, graph, options)
         self.name, self.runs = name, runs
 

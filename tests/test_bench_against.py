@@ -147,7 +147,7 @@ def test_onnxruntime_genais_graph_computes_what_ours_do(int4: Path, tmp_path: Pa
     for start, piece in ((0, ids[:3]), (3, ids[3:])):
         mask = np.ones((1, start + len(piece)), np.int64)
         results = session.run(names, {"input_ids": np.array([piece]), "attention_mask": mask, **past})
-        out = dict(zip(names, results, strict=True))
+        out: dict[str, Any] = dict(zip(names, results, strict=True))
         for token in piece:
             context.push(token)
         expected = engine.session("lm_head").run(hidden=context.hidden())["logits"]
