@@ -4,8 +4,10 @@ import ast
 import base64
 import csv
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from runtime.errors import MediaError
 
@@ -39,7 +41,7 @@ class Embedded:
 Media = Path | Embedded
 
 
-def table_rows(file, delimiter: str):
+def table_rows(file: BinaryIO, delimiter: str) -> Iterator[list[str]]:
     """A csv.reader over an open binary file that reads no further than each row, so that `file.tell()` is its end."""
     csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB is less than a picture
     return csv.reader((line.decode("utf-8") for line in iter(file.readline, b"")), delimiter=delimiter)

@@ -5,6 +5,7 @@ without a model to match what the rules do not) and OmniBench (inference/answer_
 the ExistMatch and PrefixMatch of UltraEval-Audio (audio_evals/evaluator/base.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_uppercase
 
@@ -44,7 +45,7 @@ def score(turn: Turn, text: str) -> Score | None:
     return Score(taken in turn.answers, taken)
 
 
-def _held(text: str, answers: tuple[str, ...], holds) -> Score:
+def _held(text: str, answers: tuple[str, ...], holds: Callable[[str, str], bool]) -> Score:
     found = next((wanted for wanted in answers if holds(text, wanted)), None)
     return Score(found is not None, found or "")
 

@@ -1,7 +1,8 @@
 """Rows of a data set's files: CSV, TSV and JSON Lines, one at a time, with every mistake collected."""
 
+import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ def rows(path: Path, needed: Sequence[str], found: Found) -> Iterator[Row]:
     """Rows of a .csv, .tsv or .jsonl file; columns of `needed` that a table lacks are a mistake, and end it."""
     try:
         yield from (_table if path.suffix in DELIMITERS else _json_lines)(path, needed, found)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         found.problems.append(f"  {path.name} cannot be read: {error}")
 
 
@@ -100,11 +101,11 @@ def _json_lines(path: Path, needed: Sequence[str], found: Found) -> Iterator[Row
             yield row
 
 
-def files_in(data: Path, suffixes: Sequence[str], what: str, keep: Callable[[Path], bool] = lambda file: True):
+def files_in(data: Path, suffixes: Sequence[str], what: str) -> list[Path]:
     """The file that was named, or those of a folder with one of these suffixes; EdgeOmniError where there is none."""
     if data.is_file():
         return [data]
-    files = sorted(path for path in data.glob("*") if path.suffix in suffixes and keep(path)) if data.is_dir() else []
+    files = sorted(path for path in data.glob("*") if path.suffix in suffixes) if data.is_dir() else []
     if not files:
         kinds = " or ".join(suffixes)
         there = "there is no such folder" if not data.exists() else f"it holds no {kinds} file"
