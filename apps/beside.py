@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from quant.compare import Comparison
-from quant.observe import Limits
+from quant.limits import Limits
 from quant.pareto import Tried
 from quant.record import Side
 from runtime.errors import EdgeOmniError

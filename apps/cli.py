@@ -257,7 +257,7 @@ def record(
     """Store a bundle's answers, so that a machine which cannot load it can compare against them."""
     from apps.compare_command import Settings, record_command
     from apps.turn_sources import turn_sources
-    from quant.observe import Limits
+    from quant.limits import Limits
 
     asked = turn_sources(turns, suite, data, limit, seed)
     record_command(bundle, out, Settings(asked, Limits(max_new, max_frames, seed), threads, no_cache))
@@ -305,7 +305,7 @@ def compare(
     from apps.compare_command import Settings, compare_command, show
     from apps.findings import report_record
     from apps.turn_sources import turn_sources
-    from quant.observe import Limits
+    from quant.limits import Limits
 
     settings = Settings(
         turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache

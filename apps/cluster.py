@@ -17,7 +17,8 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from quant.each_turn import Pair, Progress, Spread, Work
-from quant.observe import Limits, Observed
+from quant.limits import Limits
+from quant.observe import Observed
 from quant.record import Fed, Live
 from quant.stored import Stored
 from quant.turn import Turn

@@ -15,8 +15,9 @@ from apps.turn_sources import TurnSources
 from quant.compare import Comparison, Machine, compare, refuse_unlike
 from quant.each_turn import Spread, serially
 from quant.gates import read_gates
+from quant.limits import Limits
 from quant.memory import Memory, Task, measured
-from quant.observe import Limits, Observed
+from quant.observe import Observed
 from quant.recognise import recogniser
 from quant.record import Live, Reference, side
 from quant.stored import REFERENCE, TOP_K, Stored

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from apps.spectrogram import loudest, spectrogram
+from quant.answer import Answer
 from quant.figures import TurnResult
-from quant.observe import Answer
 from quant.spoken import Spoken
 from runtime.audio import pcm16
 

@@ -22,9 +22,10 @@ from quant.figures import (
 )
 from quant.gates import Gate, Judged, judge
 from quant.layers import layer_rows
+from quant.limits import Limits
 from quant.memory import Memory
 from quant.metrics import cosine, max_abs, non_finite, sqnr
-from quant.observe import Limits, Observed
+from quant.observe import Observed
 from quant.pareto import Tried
 from quant.recognise import Recogniser
 from quant.record import Machine, Reference, Sample, Side, all_feeds, run_sample, side

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.answer import Answer
 from quant.figures import Figure, TurnResult, known, over_turns
 from quant.memory import Memory
-from quant.observe import Answer
 from quant.record import Machine
 from runtime.events import Timings
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quant.observe import Answer
+from quant.answer import Answer
 from quant.scripts import foreign
 from runtime.audio import mel_filters
 

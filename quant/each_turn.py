@@ -8,10 +8,11 @@ from itertools import zip_longest
 
 import numpy as np
 
+from quant.answer import Answer
 from quant.attribution import Swapped, Swaps, swaps_of
 from quant.figures import TurnResult
 from quant.metrics import agreement
-from quant.observe import Answer, Observed
+from quant.observe import Observed
 from quant.record import Recorded, Reference
 from quant.stretch import by_name, same_frames, stretches_of
 from quant.turn import Turn

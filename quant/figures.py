@@ -8,13 +8,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.answer import Answer
 from quant.defects import degeneracies, lapses
 from quant.metrics import (
     paired_interval,
     proportion_interval,
     ratio_of_sums,
 )
-from quant.observe import Answer
 from quant.record import GraphCost, Side
 from quant.score import Score, score
 from quant.spoken import Heard, Spoken, spoken

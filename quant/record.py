@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from quant.answer import Answer, Taken
 from quant.layers import layer_rows
+from quant.limits import Limits
 from quant.memory import Memory
 from quant.metrics import Top, log_softmax, top
-from quant.observe import HEAD, KEPT, Answer, Feeds, Limits, Observed, Taken
+from quant.observe import HEAD, KEPT, Feeds, Observed
 from quant.turn import Turn
 from runtime.bundle import MANIFEST, Manifest, sha256_of
 from runtime.prompt import Prompt

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.answer import Answer
 from quant.defects import clicks, log_mel_distance, log_spectral_distance, repetition, silence
-from quant.observe import Answer
 from quant.pitch import pitch_error
 from quant.recognise import Recogniser, language_of
 from quant.wer import Edits, word_errors

@@ -15,10 +15,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from quant.answer import Answer, Ending, Taken
+from quant.limits import Limits
 from quant.media import Embedded, Media
 from quant.memory import Memory
 from quant.metrics import Top
-from quant.observe import Answer, Ending, Feeds, Limits, Observed, Taken
+from quant.observe import Feeds, Observed
 from quant.record import STRICT, Live, Machine, Recorded, Sample, Seen, Side
 from quant.turn import Metric, Turn
 from runtime.bundle import sha256_of

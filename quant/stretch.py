@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.answer import Followed, Taken
 from quant.metrics import kl_from_top
-from quant.observe import Followed, Taken
 from quant.record import Recorded, Seen, choices, log_of
 
 Floats = NDArray[np.float64]

@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from quant.answer import Taken
 from quant.figures import TurnResult
 from quant.metrics import Floats, kl_divergence
 from quant.mixing import Mixer
-from quant.observe import HEAD, Observed, Taken, forced, rewind
+from quant.observe import HEAD, Observed, forced, rewind
 from quant.record import empty_cache
 from quant.taps import exposed, in_memory, load
 from runtime.session import InMemory, Session

@@ -12,9 +12,11 @@ import pytest
 pytest.importorskip("scipy")
 
 from quant import defects, gates, stored
+from quant.answer import Answer, Taken
 from quant.compare import Comparison, Machine, compare
 from quant.figures import TurnResult, answer_figures, known
-from quant.observe import Answer, Limits, Observed, Taken
+from quant.limits import Limits
+from quant.observe import Observed
 from quant.quantize import quantize
 from quant.record import Live, choices
 from quant.scheme import parse_recipe, read_recipe

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from apps import beside, findings, plots, report
 from apps.cli import app
-from quant.observe import Answer
+from quant.answer import Answer
 from quant.pareto import Tried, beaten_by, front
 from quant.turn import Turn
 from runtime.errors import EdgeOmniError
@@ -145,6 +146,15 @@ def test_a_plot_of_points_has_a_logarithmic_axis_joins_the_front_and_leaves_out_
     assert drawn.count("<circle") == 3 and 'class="front"' in drawn and 'class="way"' in drawn and "&lt;d" in drawn
     assert all(f">{tick}<" in drawn for tick in ("0.001", "0.01", "0.1", "1"))
     assert "inf" not in drawn and "nan" not in drawn
+
+
+def test_names_of_points_that_lie_close_do_not_cover_each_other_and_an_axis_may_begin_above_zero() -> None:
+    drawn = plots.scatter_plot([plots.Point(name, 100.0, 1.0) for name in "abc"], "MB", "KL", str)
+    heights = sorted(float(y) for y in re.findall(r'<text class="name" x="[^"]+" y="([^"]+)"', drawn))
+    assert len(heights) == 3 and min(b - a for a, b in pairwise(heights)) >= plots.NAME_HEIGHT
+    assert plots.around([91.0, 153.0]) == (75.0, 175.0)
+    assert plots.around([10.0, 153.0]) == (0.0, 200.0)
+    assert plots.around([]) == (0.0, 1.0)
 
 
 def test_a_curve_below_zero_is_drawn_from_its_lowest_value() -> None:

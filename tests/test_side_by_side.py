@@ -16,11 +16,11 @@ from apps import compare_command, findings, report, side_by_side, sound_report
 from apps.cli import app
 from apps.spectrogram import HIGH, WIDEST, spectrogram
 from quant import stored
+from quant.answer import Answer
 from quant.compare import Comparison, compare
 from quant.cost import cost, percentiles
 from quant.each_turn import streamed_error
 from quant.memory import Memory, Task, measured
-from quant.observe import Answer
 from quant.record import Live
 from quant.speech_figures import speech_figures
 from quant.spoken import heard

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from quant import defects
+from quant.answer import Answer, Taken
 from quant.figures import Figure, TurnResult
-from quant.observe import Answer, Taken
 from quant.speech_figures import speech_figures
 from quant.speech_verdict import speech_sentences
 from quant.spoken import heard, spoken
