@@ -23,6 +23,6 @@ def grouped(matrix: NDArray, groups: int) -> NDArray[np.float32]:
 
 def reciprocal(scales: Floats) -> NDArray[np.float32]:
     """1 / scale, and 0 where the scale is 0 (a group of zeros) or so small that its reciprocal overflows."""
-    wide = scales.astype(np.float32)
+    wide = scales.astype(np.float32, copy=False)
     usable = np.abs(wide) > 1 / np.finfo(np.float32).max
-    return np.divide(1, wide, out=np.zeros_like(wide), where=usable)
+    return np.float32(1) / wide if usable.all() else np.divide(1, wide, out=np.zeros_like(wide), where=usable)

@@ -9,6 +9,8 @@ Weight and refit are those of llama.cpp's `make_qx_quants`: for codes u (zero ta
 sum(a w u) / sum(a u^2), and sum(a w u)^2 / sum(a u^2) is what it takes off the loss.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,30 +56,32 @@ def best_scales(groups: Floats, scheme: Scheme, felt: Floats | None = None) -> t
         importance *= felt / felt.max()
     low, high, weighted = groups.min(0), groups.max(0), importance * groups
     gain, scales, zeros = (np.full(groups.shape[1], start, np.float32) for start in (-1, 0, 0))
-    for more in TRIED:
-        scale, zero = _candidate(low, high, more, scheme)
+    for scale, zero in _candidates(low, high, scheme):
         codes = _rounded(groups, scale, zero, scheme)
         along = np.einsum("kn,kn->n", weighted, codes)
         square = np.maximum(np.einsum("kn,kn->n", importance, np.square(codes, out=codes)), TINY)
-        better = along * along / square > gain
-        gain = np.where(better, along * along / square, gain)
+        gained = along * along / square
+        better = gained > gain
+        gain = np.where(better, gained, gain)
         scales, zeros = np.where(better, along / square, scales), np.where(better, zero, zeros)
     return scales * largest, zeros
 
 
-def _candidate(low: Floats, high: Floats, more: np.float32, scheme: Scheme) -> tuple[Floats, Floats]:
-    """A scale to try for groups whose least and largest values are given, and its zero, each [n].
+def _candidates(low: Floats, high: Floats, scheme: Scheme) -> Iterator[tuple[Floats, Floats]]:
+    """The scales to try for groups whose least and largest values are given, each with its zero, both [n].
 
     Symmetric: the value of largest magnitude becomes code 0, which has no counterpart on the other side of the middle.
     """
     if scheme.symmetric:
         half = np.float32(middle(scheme.bits))
-        ends: Floats = np.where(high > -low, high, low)
-        return -ends / (half + more), np.full_like(low, half)
+        ends, zero = np.where(high > -low, high, low), np.full_like(low, half)
+        yield from ((-ends / (half + more), zero) for more in TRIED)
+        return
     steps = np.float32(2**scheme.bits - 1)
     low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-    scale = (high - low) / (steps + more)
-    return scale, np.clip(np.rint(-low * reciprocal(scale)), np.float32(0), steps)
+    for more in TRIED:
+        scale = (high - low) / (steps + more)
+        yield scale, np.clip(np.rint(-low * reciprocal(scale)), np.float32(0), steps)
 
 
 def _rounded(groups: Floats, scale: Floats, zero: Floats, scheme: Scheme) -> Floats:
