@@ -2,6 +2,7 @@
 
 import base64
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,6 +79,18 @@ def test_pictures_in_a_table_are_read_when_they_are_looked_at(tmp_path: Path) ->
     assert picture.read() == suite_files.png(1)
     assert rotated.images == first.images
     assert isinstance(second.images[0], Embedded) and second.images[0].read() == suite_files.png(2)
+
+
+def test_a_table_of_pictures_is_never_in_memory_whole(tmp_path: Path) -> None:
+    picture = base64.b64encode(bytes(300_000)).decode()
+    lines = [(number, "?", "x", "y", "A", picture) for number in range(60)]
+    suite_files.table(tmp_path / "t.tsv", ("index", "question", "A", "B", "answer", "image"), lines)
+    tracemalloc.start()
+    turns = read_suite("vlmevalkit", tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(turns) == 60
+    assert peak < 10 * len(picture)  # all of them would be sixty times that
 
 
 def test_vlmevalkit_is_asked_with_its_hint_and_only_the_options_that_there_are(tmp_path: Path) -> None:

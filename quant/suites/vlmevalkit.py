@@ -37,31 +37,32 @@ def _table(path: Path, found: Found) -> list[Turn]:
     """Pictures are looked up once the whole table has been seen, since a row may name a later one's."""
     read, places = [], {}
     for row in rows(path, ("index", "question", "answer"), found):
-        field = str(row.fields.pop("image", "") or "")
-        if len(field) > REFERENCE:
-            _check(row, field, found)
-            places[row.text("index")] = (row.offset, len(pictures(field)))
-        read.append((row, field))
+        shown = str(row.fields.pop("image", "") or "")
+        if len(shown) > REFERENCE:
+            _check(row, shown, found)
+            places[row.text("index")] = (row.offset, len(pictures(shown)))
+            shown = row.text("index")
+        read.append((row, shown))
     circular = path.stem.lower().startswith(("mmbench", "ccbench"))
-    return [turn for row, field in read if (turn := _turn(row, field, places, circular, found))]
+    return [turn for row, shown in read if (turn := _turn(row, shown, places, circular, found))]
 
 
-def _check(row: Row, field: str, found: Found) -> None:
+def _check(row: Row, shown: str, found: Found) -> None:
     try:
-        for picture in pictures(field):
+        for picture in pictures(shown):
             base64.b64decode(picture[:64], validate=True)
     except binascii.Error as error:
         found.wrong(row, f"image is no base64 ({error})")
 
 
-def _turn(row: Row, field: str, places: dict[str, Place], circular: bool, found: Found) -> Turn | None:
+def _turn(row: Row, shown: str, places: dict[str, Place], circular: bool, found: Found) -> Turn | None:
     options = {letter: text for letter in ascii_uppercase if (text := row.text(letter))}
     if found.lacks(row, "question", "answer"):
         return None
     if list(options) != list(ascii_uppercase[: len(options)]) or row.text("answer") not in options:
         found.wrong(row, f"answer is {row.text('answer')!r}, and the options are {', '.join(options) or 'none'}")
         return None
-    images = _images(row, field, places)
+    images = _images(row, shown, places)
     if not images:
         found.wrong(row, "has no picture; expected base64 or an index under image, or paths under image_path")
     index = row.text("index")
@@ -78,8 +79,9 @@ def _turn(row: Row, field: str, places: dict[str, Place], circular: bool, found:
     )
 
 
-def _images(row: Row, field: str, places: dict[str, Place]) -> tuple[Media, ...]:
-    place = places.get(row.text("index") if len(field) > REFERENCE else field)
+def _images(row: Row, shown: str, places: dict[str, Place]) -> tuple[Media, ...]:
+    """The pictures of the row whose index is `shown`, its own perhaps, or the files that it names."""
+    place = places.get(shown)
     if place is not None:
         offset, count = place
         return tuple(Embedded(row.file, offset, row.columns.index("image"), number) for number in range(count))
