@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from apps.bench import Machine, machine
 from apps.bench_audio_head import Spread, spread
 from runtime.bundle import Manifest, read_bundle
 from runtime.errors import EdgeOmniError
@@ -96,8 +97,7 @@ class Against:
     ratios: tuple[Ratio, ...]
     missing: dict[str, str]  # programs that are not installed, and what installs them
     refused: dict[str, str]  # those that cannot run this bundle, and why
-    load_before: float
-    load_after: float
+    machine: Machine
 
 
 def against(
@@ -134,8 +134,7 @@ def against(
         ratios=tuple(one.ratio(ours(running, one)) for one in running if one.variant.program != OURS),
         missing=missing,
         refused=refused,
-        load_before=before,
-        load_after=os.getloadavg()[0],
+        machine=machine(before),
     )
 
 
@@ -171,9 +170,8 @@ def prepare(
     recipe = manifest.quantization.recipe if manifest.quantization else "floats"
     text = [manifest.graphs[name].weights for name in ("embed_tokens", "decoder", "lm_head")]
     nbytes = sum(file.nbytes for file in manifest.files if any(file.path in files for files in text))
-    from onnxruntime import __version__
-
-    variants = [Variant(OURS, recipe, f"onnxruntime {__version__}", bundle, str(folder / "cache"), nbytes)]
+    runs_on = f"onnxruntime {machine(0.0).onnxruntime}"
+    variants = [Variant(OURS, recipe, runs_on, bundle, str(folder / "cache"), nbytes)]
     refused: dict[str, str] = {}
     for peer in peers:
         try:

@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from apps import tables
-from apps.bench import Bench
+from apps.bench import Bench, Machine
 from apps.bench_against import Against
 from apps.bench_audio_head import Spread, Timing
 from apps.bench_turn import Turn
@@ -11,17 +11,19 @@ from apps.bench_turn import Turn
 
 def show(result: Bench) -> None:
     """The result for people."""
-    found = result.machine
-    tables.line(f"{result.bundle}: {result.recipe or 'floats'}, {tables.size(result.weight_bytes)} of weights")
-    tables.line(
-        f"{found.cpu}, {found.cores} cores, ONNX Runtime {found.onnxruntime}, "
-        f"load {found.load_before:.1f} before and {found.load_after:.1f} after"
-    )
+    tables.line(_machine(result.machine))
     for shown in (_starts(result), _prefill(result), _decode(result), _roofline(result), _frames(result)):
         _print(shown)
     for turn in result.turns:
         _turn(turn)
     tables.line(f"\nA second start keeps {result.private_share:.2f} of the weights in private memory.")
+
+
+def _machine(found: Machine) -> str:
+    return (
+        f"{found.cpu}, {found.cores} cores, ONNX Runtime {found.onnxruntime}, "
+        f"load {found.load_before:.1f} before and {found.load_after:.1f} after"
+    )
 
 
 def _starts(result: Bench) -> Table:
@@ -63,9 +65,7 @@ def _frames(result: Bench) -> Table:
 
 
 def _roofline(result: Bench) -> Table:
-    shown = tables.table(
-        "roofline", "threads>", "bytes a token>", "read alone GB/s>", "share of that speed>", "10 to 90 %>"
-    )
+    shown = tables.table("roofline", "threads>", "bytes a token>", "read alone GB/s>", "share reached>", "10 to 90 %>")
     for row in result.decode:
         line, read = row.roofline, row.roofline.bandwidth.median / 1e9
         shown.add_row(
@@ -99,9 +99,10 @@ def _turn(turn: Turn) -> None:
 
 
 def show_against(result: Against) -> None:
+    tables.line(_machine(result.machine))
     tables.line(
-        f"Prefill of {result.prefill} positions and decode behind {result.context}, {result.rounds} rounds in turns; "
-        f"medians, load {result.load_before:.1f} before and {result.load_after:.1f} after"
+        f"Prefill of {result.prefill} positions, then {result.tokens} tokens behind {result.context} of them; all in "
+        f"turns, {result.rounds} rounds, medians"
     )
     _print(_programs(result))
     _print(_ratios(result))

@@ -42,9 +42,14 @@ ONLY_IN = {
     ("apps", "uvicorn"): {"apps/server.py"},
     ("apps", "matplotlib"): {"apps/report.py"},
     ("apps", "ray"): {"apps/cluster.py"},
-    ("apps", "PIL"): {"apps/spectrogram.py"},
+    ("apps", "PIL"): {"apps/bench_turn.py", "apps/spectrogram.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
-    ("apps", "onnx_ir"): {"apps/bench_floor.py"},
+    ("apps", "onnx_ir"): {"apps/bench_floor.py", "apps/bench_genai.py"},
+    ("apps", "gguf"): {"apps/bench_gguf.py"},
+    ("apps", "llama_cpp"): {"apps/bench_peer.py"},
+    ("apps", "onnxruntime_genai"): {"apps/bench_peer.py"},
+    ("apps", "torch"): {"apps/bench_peer.py", "apps/bench_transformers.py"},
+    ("apps", "transformers"): {"apps/bench_peer.py", "apps/bench_transformers.py"},
 }
 
 
