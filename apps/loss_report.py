@@ -1,7 +1,7 @@
 """Where a comparison lost what: along the layers, by graph, by group of weights, by line of the recipe, by byte."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from apps.page import figure, folded, note, number, rows
 from apps.plots import Bar, Line, Point, bar_plot, line_plot, scatter_plot
@@ -123,8 +123,8 @@ def pareto(found: Comparison) -> str:
     caption = "Divergence by size. Joined: no other recipe is better in both. Hollow: what is advised next, at best."
     kinds = [kind for kind in ("text", "codes") if any(_kl(one, kind) is not None for one in found.tried)]
     plots = [figure(found, _scatter(found, kind), caption) for kind in kinds]
-    table = rows(PARETO_HEAD, (tried_row(one, found.tried) for one in found.tried), range(1, 7))
-    return "".join(plots) + table
+    head, *lines = tried_table(found.tried)
+    return "".join(plots) + rows(head, lines, range(1, len(head) - 1))
 
 
 def _kl(one: Tried, kind: str) -> float | None:
@@ -156,10 +156,15 @@ def tried_note(one: Tried) -> str:
     return f"{size(one.weight_bytes)}, {one.bits_per_weight:.2f} bits a weight"
 
 
-PARETO_HEAD = ("recipe", "weights", "bits a weight", "text KL", "same token", "code KL", "same code", "")
+def tried_table(every: Sequence[Tried]) -> list[tuple[str, ...]]:
+    """Head and rows; columns that nobody has are left out."""
+    head = ("recipe", "weights", "bits a weight", "text KL", "same token", "code KL", "same code", "")
+    lines = [head, *(_tried_row(one, every) for one in every)]
+    used = [place for place in range(len(head)) if any(line[place] != "–" for line in lines[1:])]
+    return [tuple(line[place] for place in used) for line in lines]
 
 
-def tried_row(one: Tried, every: Sequence[Tried]) -> tuple[str, ...]:
+def _tried_row(one: Tried, every: Sequence[Tried]) -> tuple[str, ...]:
     better = beaten_by(one, every)
     return (
         one.name + ("" if one.folder else " (this)"),
@@ -192,7 +197,8 @@ def markdown_lines(found: Comparison) -> Iterator[str]:
     if found.advice:
         yield from _table(ADVICE_HEAD, (advice_row(one) for one in found.advice[:ADVISED]))
     if found.tried:
-        yield from _table(PARETO_HEAD, (tried_row(one, found.tried) for one in found.tried))
+        head, *lines = tried_table(found.tried)
+        yield from _table(head, lines)
 
 
 def _loss_rows(losses: Sequence[Loss]) -> Iterator[tuple[str, ...]]:
@@ -200,7 +206,7 @@ def _loss_rows(losses: Sequence[Loss]) -> Iterator[tuple[str, ...]]:
         yield loss.graph, ", ".join(patterns(loss)), number(loss.alone), number(loss.without)
 
 
-def _table(head: Sequence[str], lines: Iterator[tuple[str, ...]]) -> Iterator[str]:
+def _table(head: Sequence[str], lines: Iterable[tuple[str, ...]]) -> Iterator[str]:
     yield ""
     yield f"| {' | '.join(head)} |"
     yield "|" + "---|" * len(head)

@@ -9,6 +9,7 @@ WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 26, 40
 ROW = 22  # of a bar
 COLOURS = 8
+NAME_WIDTH, NAME_HEIGHT = 200, 13  # room for the name of a point
 
 
 @dataclass(frozen=True)
@@ -113,19 +114,42 @@ def scatter_plot(points: Sequence[Point], x_label: str, y_label: str, spell: Cal
     ys = [point.y for point in kept]
     logarithmic = bool(ys) and min(ys) > 0
     low, high = (min(ys) / 1.6, max(ys) * 1.6) if logarithmic else (0.0, nice(max(ys, default=1.0)))
-    x = Scale(0, nice(max((point.x for point in kept), default=1.0)), LEFT, WIDTH - RIGHT)
+    x = Scale(*around([point.x for point in kept]), LEFT, WIDTH - RIGHT)
     y = Scale(low, high, HEIGHT - BOTTOM, TOP, logarithmic)
     body = [_axes(y, x_label, y_label), *(_tick_below(x.at(tick), spell(tick)) for tick in x.ticks())]
     joined = sorted((point.x, point.y) for point in kept if point.joined)
     if len(joined) > 1:
         way = "L".join(f"{x.at(a):.1f} {y.at(b):.1f}" for a, b in joined)
         body.append(f'<path class="front" d="M{way}"/>')
-    for point in kept:
-        body += _point(point, x, y)
+    for point, height in _named(kept, x, y):
+        body += _point(point, x, y, height)
     return _svg(HEIGHT, f"{y_label} by {x_label}", body)
 
 
-def _point(point: Point, x: Scale, y: Scale) -> list[str]:
+def around(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis whose quarters are round: from zero where values reach down to its first half, else nearer."""
+    least, most = min(values, default=0.0), max(values, default=1.0)
+    if least < most / 2:
+        return 0.0, nice(most)
+    step = nice((most - least) / 3 or most / 3)
+    low = math.floor(least / step) * step
+    return low, low + 4 * step
+
+
+def _named(points: Sequence[Point], x: Scale, y: Scale) -> list[tuple[Point, float]]:
+    """Points and the heights of their names, which do not cover each other: measured above, promised below."""
+    placed: list[tuple[float, float]] = []
+    found = []
+    for point in sorted(points, key=lambda point: (point.hollow, point.y if not point.hollow else -point.y)):
+        at, height, step = x.at(point.x), y.at(point.y) + (15 if point.hollow else -6), 1 if point.hollow else -1
+        while any(abs(at - x) < NAME_WIDTH and abs(height - y) < NAME_HEIGHT for x, y in placed):
+            height += step
+        placed.append((at, height))
+        found.append((point, height))
+    return found
+
+
+def _point(point: Point, x: Scale, y: Scale, height: float) -> list[str]:
     at, up = x.at(point.x), y.at(point.y)
     body = []
     if point.start is not None:
@@ -134,8 +158,8 @@ def _point(point: Point, x: Scale, y: Scale) -> list[str]:
     kind = "hollow" if point.hollow else "dot c0" if point.joined else "dot c4"
     told = escape(f"{point.name}: {point.note}" if point.note else point.name)
     body.append(f'<circle class="{kind}" cx="{at:.1f}" cy="{up:.1f}" r="5"><title>{told}</title></circle>')
-    left = at > WIDTH - 200
-    place = f'x="{at - 9 if left else at + 9:.1f}" y="{up + 4:.1f}" text-anchor="{"end" if left else "start"}"'
+    left = at > WIDTH - NAME_WIDTH
+    place = f'x="{at - 6 if left else at + 6:.1f}" y="{height:.1f}" text-anchor="{"end" if left else "start"}"'
     return [*body, f'<text class="{"value" if point.hollow else "name"}" {place}>{escape(point.name)}</text>']
 
 

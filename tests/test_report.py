@@ -106,7 +106,7 @@ def test_a_recipe_that_another_beats_in_bytes_and_divergence_is_off_the_front() 
         tried("b", 20, 0.1),
         tried("c", 30, 0.2),
         tried("d", 40, 0.01),
-        tried("e", 40, math.nan),
+        tried("broken", 40, math.nan),
     ]
     assert [one.name for one in front(every)] == ["a", "b", "d", "broken"]
     better = beaten_by(every[2], every)
