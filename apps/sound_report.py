@@ -63,19 +63,19 @@ def _unfair(answer: Answer) -> str:
     return "; its speech was cut by a limit" if answer.cut else ""
 
 
-def numbers(result: TurnResult) -> list[tuple[str, str, str]]:
+def numbers(result: TurnResult) -> list[tuple[str, ...]]:
     """What was measured of the sound: (name, reference, candidate)."""
     return [] if result.speech is None else [*_own(result.speech), *_same(result.speech)]
 
 
-def _own(found: Spoken) -> Iterator[tuple[str, str, str]]:
+def _own(found: Spoken) -> Iterator[tuple[str, ...]]:
     yield "seconds", *(f"{value:.2f}" for value in found.seconds)
     yield "silent frames", *(f"{value:.0%}" for value in found.silence)
     yield "frames that repeat", *(f"{value:.0%}" for value in found.repetition)
     yield "clicks", *(str(value) for value in found.clicks)
 
 
-def _same(found: Spoken) -> Iterator[tuple[str, str, str]]:
+def _same(found: Spoken) -> Iterator[tuple[str, ...]]:
     """How the candidate makes codes audible: the reference's beside the reference, and its own in two ways."""
     yield "the same codes: log-spectral distance", "", _number(found.log_spectral, " dB")
     yield "the same codes: log-mel distance", "", _number(found.log_mel, " dB")

@@ -82,8 +82,11 @@ def test_speech_played_a_tenth_slower_is_a_tenth_longer() -> None:
 
 def test_noise_moves_the_spectrum_the_more_the_louder_it_is() -> None:
     speech, rng = beckett(RATE), np.random.default_rng(0)
-    noise = rng.normal(0, 1, len(speech))
-    measured = [spoken(answer(speech), answer(speech), speech + level * noise, RATE, 0.0) for level in (1e-3, 1e-2)]
+    noise = rng.normal(0, 1, len(speech)).astype(np.float32)
+    measured = [
+        spoken(answer(speech), answer(speech), speech + level * noise, RATE, 0.0)
+        for level in (np.float32(1e-3), np.float32(1e-2))
+    ]
     for name in ("log_spectral", "log_mel", "voicing"):
         faint, loud = (getattr(one, name) for one in measured)
         assert 0 < faint < loud
