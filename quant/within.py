@@ -20,7 +20,7 @@ from quant.metrics import Floats, kl_divergence
 from quant.mixing import Mixer
 from quant.observe import HEAD, Observed, forced, rewind
 from quant.record import empty_cache
-from quant.taps import exposed, in_memory, load
+from quant.taps import Model, exposed, in_memory, load
 from runtime.session import InMemory, Session
 
 CHOICES = 24  # of each step of an answer
@@ -166,7 +166,7 @@ class _Trial:
             return self._divergence(self._logits(self._hidden(session), self.their_heads))
         return self._divergence(self._logits(self._theirs, {**self.their_heads, graph: session}))
 
-    def _session(self, name: str, engine: Observed, model: object = None) -> Session:
+    def _session(self, name: str, engine: Observed, model: Model | None = None) -> Session:
         graph = engine.manifest.graphs[name]
         made = load(engine.folder, graph) if model is None else model
         shown = exposed(made, graph, engine.code_taps) if name == HEAD else in_memory(made, graph)

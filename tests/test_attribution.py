@@ -18,7 +18,7 @@ from quant.observe import Observed
 from quant.quantize import quantize
 from quant.record import Live, all_feeds
 from quant.scheme import parse_recipe, read_recipe
-from quant.taps import in_memory, load
+from quant.taps import Model, in_memory, load
 from quant.turn import Turn
 from quant.verdict import verdict
 from quant.within import BLOCKS, Loss, by_kind, by_layers
@@ -56,7 +56,7 @@ def mixer() -> Mixer:
     return Mixer(*(load(engine.folder, g) for engine, g in zip((float_bundle(), small_bundle()), graphs, strict=True)))
 
 
-def hidden(engine: Observed, model: object) -> np.ndarray:
+def hidden(engine: Observed, model: Model) -> np.ndarray:
     rows = np.random.default_rng(0).standard_normal((1, 9, engine.manifest.hidden_size)).astype(np.float32)
     session = InMemory(*in_memory(model, engine.manifest.graphs["decoder"]), Options(threads=1))
     return session.run(**all_feeds(engine, "decoder", {"inputs_embeds": rows}))["hidden"]
