@@ -18,8 +18,8 @@ from quant.gates import read_gates
 from quant.limits import Limits
 from quant.memory import Memory, Task, measured
 from quant.observe import Observed
-from quant.recognise import recogniser
-from quant.record import Live, Reference, side
+from quant.recognise import Recogniser, recogniser
+from quant.record import Live, Reference, Side, side
 from quant.stored import REFERENCE, TOP_K, Stored
 from quant.stored import record as store
 from quant.verdict import verdict
@@ -84,9 +84,8 @@ def compare_command(
     ours = _reference(reference, settings)
     theirs = side(candidate, read_bundle(candidate))
     refuse_unlike(ours.side, theirs)
+    heard_by = _listener(listener, ours, theirs, settings.threads)
     report.prepare(folder)
-    # what random weights say is noise: nobody need listen unless told to
-    heard_by = recogniser("none" if listener is None and theirs.random else listener, settings.threads)
     engine = settings.open(candidate, ours.limits)
     machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
     refuse_others(reports, ours.side, machine.turns_sha256, ours.limits)
@@ -109,6 +108,12 @@ def _spread(cluster: str | None, options: Options) -> Spread:
     from apps.cluster import over_ray
 
     return over_ray(cluster, options)
+
+
+def _listener(wanted: str | None, ours: Reference, theirs: Side, threads: int) -> Recogniser | None:
+    """Who was asked for; by itself nobody listens to texts, or to what random weights say, which is noise."""
+    needed = not theirs.random and any(turn.spoken for turn in ours.turns)
+    return recogniser("none" if wanted is None and not needed else wanted, threads)
 
 
 def _reference(path: Path, settings: Settings) -> Reference:

@@ -25,6 +25,7 @@ from quant.record import Live
 from quant.speech_figures import speech_figures
 from quant.spoken import heard
 from quant.stored import Stored
+from runtime.errors import EdgeOmniError
 from runtime.events import Timings
 from tests import tiny_llama
 from tests.recording import beckett
@@ -161,3 +162,11 @@ def test_who_listens_can_be_chosen(tmp_path: Path) -> None:
     assert record["recogniser"].endswith("ear.py")
     assert record["turns"][0]["recognised"]["candidate"] == "what the ear heard"
     assert record["costs"]["candidate"]["memory"]["peak"] > 0
+
+
+def test_a_recogniser_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    arguments = ["compare", str(omni_bundle()), str(small_bundle().folder), "--report", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, [*arguments, "--recogniser", "no-such-ear"])
+    assert isinstance(refused.exception, EdgeOmniError)
+    assert "there is no recogniser 'no-such-ear'" in str(refused.exception)
+    assert not (tmp_path / "out").exists()
