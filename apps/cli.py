@@ -83,7 +83,8 @@ def show_suites(wanted: bool) -> None:
 ShowSuites = Annotated[
     bool, typer.Option("--suites", callback=show_suites, is_eager=True, help="Show what suites there are, and leave.")
 ]
-RECIPES = "int4, int4-rtn, int4-fast-cpu, int8"
+# Read from the folder, since quant.scheme would cost every start what its libraries take to load.
+RECIPES = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "quant" / "recipes").glob("*.toml")))
 
 
 def show_version(wanted: bool) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from quant.rewrite import Model, Weight, open_graph, padded_rows, weights
 from quant.scheme import GROUP_SIZES, Recipe, Rule, Scheme, stored_scheme
 from runtime.bundle import MANIFEST, Graph, Manifest, Profile, read_bundle
@@ -24,13 +26,19 @@ GUARDED = (".codebook.embed", ".unfolded_weight", ".res_conv.weight", ".final_pr
 class Decided:
     """A weight and what becomes of it: stored by a scheme, or kept as it is for a reason.
 
-    `taken_over`: the integers that the checkpoint stores already, brought to the scheme without loss.
+    `half`: stored as fp16 and multiplied as it was. `taken_over`: the integers that the checkpoint stores already,
+    brought to the scheme without loss.
     """
 
     weight: Weight
     scheme: Scheme | None = None
     reason: str = ""
     taken_over: Form | None = None
+    half: bool = False
+
+    @property
+    def smaller(self) -> bool:
+        return self.half or self.scheme is not None
 
     @property
     def calibrated(self) -> bool:
@@ -40,7 +48,7 @@ class Decided:
     def bytes_after(self, profile: Profile) -> int:
         """Bytes of the weight in the quantized bundle."""
         if self.scheme is None:
-            return self.weight.nbytes
+            return self.weight.nbytes // (2 if self.half else 1)
         rows, columns = self.weight.shape
         values = padded_rows(rows, self.scheme.bits, profile) * columns
         return int(values * self.scheme.bits_per_weight(8 * self.weight.dtype.itemsize)) // 8
@@ -79,7 +87,7 @@ class Plan:
         seen: set[object] = set()
         for graph in self.graphs:
             for item in graph.decided:
-                key = (item.weight.source, item.scheme)
+                key = (item.weight.source, item.scheme, item.half)
                 if key not in seen:
                     seen.add(key)
                     yield item
@@ -88,13 +96,13 @@ class Plan:
         """Weight files of which at least half stays as it is; a link keeps the whole file alive."""
         kept: dict[Path, int] = {}
         for item in self.decided:
-            if item.scheme is None and item.weight.file is not None:
+            if not item.smaller and item.weight.file is not None:
                 kept[item.weight.file] = kept.get(item.weight.file, 0) + item.weight.nbytes
         return frozenset(file for file, nbytes in kept.items() if 2 * nbytes >= file.stat().st_size)
 
     def bytes_after(self, linked: frozenset[Path] = frozenset()) -> int:
         """Bytes of weights to be written when those in the `linked` files are not copied."""
-        written = (item for item in self.decided if item.scheme is not None or item.weight.file not in linked)
+        written = (item for item in self.decided if item.smaller or item.weight.file not in linked)
         return sum(item.bytes_after(self.manifest.profile) for item in written)
 
 
@@ -129,7 +137,7 @@ def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
     problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
     if bundle.folder is not None:
         problems += _outside(every, bundle.folder.resolve())
-    if not problems and not any(item.scheme for item in every):
+    if not problems and not any(item.smaller for item in every):
         problems.append(_nothing(every, recipe))
     if problems:
         lines = "\n".join(f"  {line}" for line in problems)
@@ -145,10 +153,13 @@ def _decide(weight: Weight, recipe: Recipe, profile: Profile) -> Decided:
     rule = recipe.rule_for(weight.name)
     if rule is None:
         return Decided(weight, reason="no pattern names it")
-    if not rule.schemes and not rule.stored:
+    if rule.keeps:
         return Decided(weight, reason=f"kept by {rule.pattern!r}")
     if obstacle := weight.obstacle() or _unmeant(weight, rule):
         return Decided(weight, reason=obstacle)
+    if rule.half:
+        wide = weight.dtype == np.float32
+        return Decided(weight, reason=f"{'made' if wide else 'is'} fp16 by {rule.pattern!r}", half=wide)
     form = weight.form()
     if rule.stored:
         return _as_stored(weight, form, profile)
@@ -225,6 +236,6 @@ def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
 def _nothing(every: Iterable[Decided], recipe: Recipe) -> str:
     if not any(rule.schemes for rule in recipe.rules):
         return "no matrix is stored as integers in what it was made from"
-    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if rule.schemes or rule.stored)
+    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if not rule.keeps)
     matrices = [item.weight.name for item in every if item.weight.obstacle() is None]
     return f"no matrix is named by its patterns {patterns}; the bundle's are called {', '.join(matrices[:3])}, ..."

@@ -20,6 +20,7 @@ from quant.rewrite import (
     Matrix,
     Weight,
     external_files,
+    halve_uses,
     padded_rows,
     point,
     quantize_uses,
@@ -27,7 +28,7 @@ from quant.rewrite import (
     weight_bytes,
 )
 from quant.rtn import rtn
-from quant.scheme import STORED, Recipe, Scheme
+from quant.scheme import HALF, STORED, Recipe, Scheme
 from quant.take_over import Lost, taken_over
 from runtime.bundle import (
     MANIFEST,
@@ -183,7 +184,7 @@ class Writer:
         save_graph(planned.model, self.folder / planned.graph.file)
         if self.calibration is not None:
             self.calibration.finished(planned.name, planned.model)
-        smaller = any(item.scheme for item in planned.decided)
+        smaller = any(item.smaller for item in planned.decided)
         return replace(
             planned.graph,
             weights=external_files(planned.model),
@@ -207,6 +208,10 @@ class Writer:
             if key not in self.matrices:
                 self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label, solve)
             quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
+        elif item.half:
+            if (weight.source, HALF) not in self.kept:
+                self.kept[weight.source, HALF] = self._halve(weight, out, name, label)
+            halve_uses(planned.model, weight, self.kept[weight.source, HALF], self.folder)
         elif not weight.stays_inside:
             if weight.source not in self.kept:
                 self.kept[weight.source] = self._keep(weight, out, name, label)
@@ -241,6 +246,13 @@ class Writer:
         if form is None or form.order is None:
             return None
         return self.orders.get(form.order) or append(out, name, np.array(form.order, np.int32))
+
+    def _halve(self, weight: Weight, out: BinaryIO, name: str, label: str) -> Place:
+        if found := self.journal.recall(label):
+            return Place(*found)
+        place = append_pieces(out, name, weight.nbytes // 2, (halved(slab, weight) for slab in slabs(weight)))
+        self.journal.record(label, astuple(place), out)
+        return place
 
     def _keep(self, weight: Weight, out: BinaryIO, name: str, label: str) -> Place:
         linked = None if weight.file is None else self.links.get(weight.file)
@@ -289,7 +301,7 @@ class Writer:
             for item in graph.decided:
                 weight = item.weight
                 if item.scheme is None and weight.is_float and len(weight.shape) > 1:
-                    bits = 8 * weight.dtype.itemsize
+                    bits = 16 if item.half else 8 * weight.dtype.itemsize
                     yield FloatWeight(graph.name, weight.name, weight.parameters, bits, item.reason)
 
 
@@ -348,6 +360,14 @@ def slabs(weight: Weight, size: int = SLAB) -> Iterator[np.ndarray]:
     step = max(1, size * weight.shape[0] // max(1, weight.parameters))
     for start in range(0, weight.shape[0], step):
         yield weight.rows(start, min(start + step, weight.shape[0]))
+
+
+def halved(slab: np.ndarray, weight: Weight) -> np.ndarray:
+    """fp32 -> fp16. EdgeOmniError where it holds NaN or infinity, or what fp16 has no number for."""
+    require_finite(slab, weight)
+    if np.abs(slab).max(initial=0) > np.finfo(np.float16).max:
+        raise EdgeOmniError(f"{weight.name} holds {np.abs(slab).max()}, and fp16 ends at 65504; keep it in the recipe")
+    return slab.astype(np.float16)
 
 
 def require_finite(slab: np.ndarray, weight: Weight) -> None:

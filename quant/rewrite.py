@@ -173,6 +173,40 @@ def point(weight: Weight, place: Place, folder: Path) -> None:
     weight.value.const_value = _external(weight.name, place, weight.dtype, weight.shape, folder)
 
 
+def halve_uses(model: Model, weight: Weight, place: Place, folder: Path) -> None:
+    """Let every node that reads `weight` read fp16 values that lie at `place`, widened to what they were.
+
+    A matrix is widened once, when ONNX Runtime opens the graph; of a table only the rows that are looked up are.
+    """
+    kind, name = ir.DataType.from_numpy(weight.dtype), f"{weight.name}.fp16"
+    tensor = _external(name, place, np.dtype(np.float16), weight.shape, folder)
+    half = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(weight.shape), const_value=tensor)
+    readers = tuple(weight.value.uses())
+    model.graph.register_initializer(half)
+    tables = [node for node, _ in readers if node.op_type == "Gather"]
+    for node in tables:
+        node.replace_input_with(0, half)
+        rows, kept = node.outputs[0], f"{node.name}.fp16"
+        wide = _widened(rows, kind, f"{node.name}.wide")
+        model.graph.insert_after(node, wide)
+        ir.convenience.replace_all_uses_with(rows, wide.outputs[0], replace_graph_outputs=True)
+        wide.replace_input_with(0, rows)
+        wide.outputs[0].name, rows.name = rows.name, kept
+        wide.outputs[0].shape, rows.type = rows.shape, ir.TensorType(tensor.dtype)
+    if len(tables) < len(readers):
+        wide = _widened(half, kind, f"{weight.name}.wide")
+        model.graph.insert_before(model.graph[0], wide)
+        wide.outputs[0].name = f"{weight.name}.fp32"
+        ir.convenience.replace_all_uses_with(weight.value, wide.outputs[0])
+    del model.graph.initializers[weight.name]
+
+
+def _widened(value: ir.Value, kind: ir.DataType, name: str) -> ir.Node:
+    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", kind.value)], name=name)
+    node.outputs[0].type = ir.TensorType(kind)
+    return node
+
+
 def quantize_uses(model: Model, weight: Weight, matrix: Matrix, profile: Profile, folder: Path) -> None:
     """Let every node that reads `weight` read `matrix` instead; the float initializer leaves the graph.
 

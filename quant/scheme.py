@@ -11,6 +11,7 @@ first or the last eighth of its kind, which feel rounding most.
     "*.vq_list.*" = "keep"
     "lm_head.weight" = { bits = 8, group_size = 32, symmetric = false }
     "model.layers.0.*" = "stored"                 # the integers that a checkpoint holds, else floats
+    "model.layers.1.*" = "fp16"                   # floats of half the size, widened when the graph is opened
     "*" = "int4"
 """
 
@@ -36,7 +37,7 @@ GroupSize = Literal[16, 32, 64, 128, 256]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 STRICT = ConfigDict(extra="forbid")
 OUTER, OUTER_SHARE = "{outer}", 8
-KEEP, STORED = "keep", "stored"
+KEEP, STORED, HALF = "keep", "stored", "fp16"
 PARTS: dict[str, type] = {"description": str, "schemes": dict, "weights": dict}
 SHIPPED = Path(__file__).parent / "recipes"
 # ONNX Runtime 1.31 multiplies 2-bit weights with int8 activations for these sizes only, elsewhere in slow fp32.
@@ -102,13 +103,19 @@ Schemes = tuple[Scheme, ...]
 class Rule:
     """Weights whose name matches `pattern` get the first of `schemes` whose groups divide their rows; none: kept.
 
-    `stored`: those that a checkpoint holds as integers are taken as they are.
+    `stored`: those that a checkpoint holds as integers are taken as they are. `half`: they are stored as fp16.
     """
 
     pattern: str
     schemes: Schemes
     stored: bool = False
+    half: bool = False
     layers: tuple[int, ...] = ()  # that OUTER stands for
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it leaves weights as they are."""
+        return not (self.schemes or self.stored or self.half)
 
     def matches(self, name: str) -> bool:
         if OUTER not in self.pattern:
@@ -180,12 +187,12 @@ def parse_recipe(name: str, text: str) -> Recipe:
     problems = [f"{key}: unknown; expected {', '.join(PARTS)}" for key in document if key not in PARTS]
     description, schemes, weights = (_part(document, key, kind, problems) for key, kind in PARTS.items())
     named = {key: _schemes(f"schemes.{key}", value, {}, problems) for key, value in schemes.items()}
-    choices = {KEEP: (), STORED: (), **named}
+    choices = {KEEP: (), STORED: (), HALF: (), **named}
     rules = tuple(
-        Rule(key, _schemes(f"weights.{key!r}", value, choices, problems), value == STORED and STORED not in named)
+        Rule(key, _schemes(f"weights.{key!r}", value, choices, problems), *(value == ask for ask in (STORED, HALF)))
         for key, value in weights.items()
     )
-    if not problems and not any(rule.schemes or rule.stored for rule in rules):
+    if not problems and all(rule.keeps for rule in rules):
         problems.append(
             'weights: no pattern has a scheme, so nothing would be quantized; expected "*" = "int4" or such'
         )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from apps import one_pass
 from export.convert import export
@@ -30,7 +29,7 @@ from runtime.session import InMemory
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
 from tests.test_resume import computed, contents, run
-from tests.tiny import omni_bundle
+from tests.tiny import omni_bundle, spoken_turns
 
 
 def matrices(model: Model) -> list[str]:
@@ -234,18 +233,6 @@ def test_an_omni_bundle_is_calibrated_through_decoder_and_audio_head(tmp_path: P
     layers = range(manifest.cache.layers)  # so few that each is an outer one
     matrices = ("self_attn.W_pack", "mlp.down_proj")
     assert larger == {f"model.layers.{layer}.{matrix}.weight" for layer in layers for matrix in matrices}
-
-
-def spoken_turns(folder: Path) -> Path:
-    """A file with a turn that is heard and answered aloud, and one that is seen."""
-    soundfile.write(folder / "question.wav", voice(1.0, 16000, seed=1), 16000)
-    (folder / "door.png").write_bytes(picture(56, 56, seed=1))
-    lines = [
-        '{"audio": "question.wav", "spoken": true, "answer": "Good day."}',
-        '{"image": "door.png", "text": "What?"}',
-    ]
-    (folder / "turns.jsonl").write_text("\n".join(lines))
-    return folder / "turns.jsonl"
 
 
 @pytest.mark.parametrize("kill", [("write_matrix", 4), ("append", 12), ("save_graph", 2)])

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from export.convert import export
+from quant.examples import BUILT_IN, Calibrating
 from quant.plan import open_bundle, plan
 from quant.quantize import SLAB, quantize, slabs
 from quant.rewrite import Weight, open_graph, point, save_graph, weights
 from quant.scheme import Recipe, parse_recipe, read_recipe, shipped_recipes
 from quant.summary import summary
+from quant.turn import read_turns
 from runtime.bundle import altered_files, describe_file, read_bundle, write_manifest
 from runtime.bundle_writer import Place
 from runtime.errors import EdgeOmniError
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
-from tests.tiny import omni_bundle
+from tests.tiny import omni_bundle, spoken_turns
 
 INT4 = parse_recipe("int4", '[weights]\n"*" = { bits = 4, group_size = 32 }')
 INT8 = parse_recipe("int8", '[weights]\n"*" = { bits = 8, group_size = 32 }')
@@ -40,7 +42,10 @@ def tied(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_makes_a_bundle_that_verifies(name: str, tmp_path: Path) -> None:
-    manifest = quantize(omni_bundle(), tmp_path / "small", read_recipe(name))
+    recipe = read_recipe(name)
+    calibrated = any(scheme.calibrated for rule in recipe.rules for scheme in rule.schemes)
+    calibrating = Calibrating(read_turns(spoken_turns(tmp_path))) if calibrated else BUILT_IN
+    manifest = quantize(omni_bundle(), tmp_path / "small", recipe, calibrating=calibrating)
     assert read_bundle(tmp_path / "small") == manifest
     refuse_failed(tmp_path / "small", list(verify(tmp_path / "small", manifest)))
     assert {graph.precision for graph in manifest.graphs.values()} == {"fp32", name}

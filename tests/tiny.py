@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import soundfile
 
 from export.checkpoint import open_checkpoint
 from export.config import OmniConfig
@@ -16,6 +17,7 @@ from export.graph import Subgraph
 from export.parity.golden import Golden
 from export.parity.graphs import Graphs
 from export.weights import WeightStore
+from quant.synthetic import picture, voice
 from runtime.bundle import Graph
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "a")
@@ -71,3 +73,15 @@ def omni_bundle() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="edgeomni-test-")) / "omni"
     export(CHECKPOINT, folder, random=True)
     return folder
+
+
+def spoken_turns(folder: Path) -> Path:
+    """A file with a turn that is heard and answered aloud, and one that is seen."""
+    soundfile.write(folder / "question.wav", voice(1.0, 16000, seed=1), 16000)
+    (folder / "door.png").write_bytes(picture(56, 56, seed=1))
+    lines = [
+        '{"audio": "question.wav", "spoken": true, "answer": "Good day."}',
+        '{"image": "door.png", "text": "What?"}',
+    ]
+    (folder / "turns.jsonl").write_text("\n".join(lines))
+    return folder / "turns.jsonl"
