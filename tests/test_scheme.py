@@ -107,12 +107,28 @@ def test_every_shipped_recipe_can_be_read_and_says_what_it_is_for() -> None:
         assert recipe.description
 
 
-def test_shipped_recipes_keep_what_is_heard_and_seen_in_floats() -> None:
-    """Encoders, audio decoder, flow matching and vocoder have not been validated at 8 bits."""
-    names = ("audio_tokenizer.audio_model.layers.0.fc1.weight", "model.visual_model.blocks.0.mlp.fc1.weight", "hift.x")
-    for recipe in map(read_recipe, shipped_recipes()):
-        rules = [recipe.rule_for(name) for name in names]
-        assert not any(rule and rule.schemes for rule in rules), recipe.name
+NEVER = (
+    "hift.ups.0.weight",
+    "audio_tokenizer.audio_bridge_model.vq_list.0.codebook.embed",
+    "audio_tokenizer.audio_model.positional_embedding",
+    "audio_tokenizer.audio_decoder.positional_embedding",
+)
+HEARD = "audio_tokenizer.audio_model.layers.0.fc1.weight"
+ENCODERS = (HEARD, "audio_tokenizer.audio_bridge_model.gate_proj.weight", "model.visual_model.blocks.0.mlp.fc1.weight")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_only_recipes_for_all_touch_what_hears_and_sees_and_none_its_tables(name: str) -> None:
+    recipe = read_recipe(name)
+    touched = [bool((rule := recipe.rule_for(weight)) and rule.schemes) for weight in (*ENCODERS, *NEVER)]
+    assert touched == [name.endswith("-all")] * len(ENCODERS) + [False] * len(NEVER)
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_recipes() if name.endswith("-all")])
+def test_what_hears_multiplies_floats(name: str) -> None:
+    rule = read_recipe(name).rule_for(HEARD)
+    assert rule is not None
+    assert {(scheme.bits, scheme.activations) for scheme in rule.schemes} == {(8, "float")}
 
 
 def test_an_unknown_name_lists_the_recipes_that_ship() -> None:
