@@ -65,7 +65,7 @@ def test_every_mistake_is_said_at_once() -> None:
         "schemes.int2: 2 bits multiply with int8 activations in groups of 32, 64 or 128 only",
         "schemes.empty.bits: missing",
         "schemes.empty.group_size: missing",
-        'weights.\'a\': \'int5\' is no scheme; expected "keep" or "stored" or "int3"',
+        'weights.\'a\': \'int5\' is no scheme; expected "keep" or "stored" or "fp16" or "int3"',
         "weights.'b': 7 is no scheme",
         "weights.'c': stands behind \"*\", which matches every name before it; put it first",
     ):
