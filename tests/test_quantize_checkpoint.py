@@ -64,7 +64,7 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("recipe", [read_recipe("int4-rtn"), MOST], ids=["int4-rtn", "most"])
+@pytest.mark.parametrize("recipe", [read_recipe("int4-rtn"), read_recipe("fp16"), MOST], ids=lambda recipe: recipe.name)
 def test_one_pass_writes_what_export_and_quantize_write(source: str, recipe: Recipe, tmp_path: Path) -> None:
     checkpoint = SOURCES[source](tmp_path / "checkpoint")
     one, two = (way(checkpoint, tmp_path, recipe) for way in (in_one_pass, in_two_passes))
