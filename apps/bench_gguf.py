@@ -99,7 +99,7 @@ def q8_0(matrix: Quantized) -> tuple[NDArray[np.uint8], Type]:
     if matrix.zeros is not None:
         raise EdgeOmniError("Q8_0 holds 8 bits around 0, this has zero points")
     codes, scales, _ = in_blocks(matrix)
-    return blocks([scales], (codes ^ 0x80).astype(np.uint8)), Type.Q8_0
+    return blocks([scales], np.bitwise_xor(codes, np.uint8(0x80))), Type.Q8_0
 
 
 def in_blocks(matrix: Quantized) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
