@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from quant.affine import Quantized, reciprocal
 from quant.rtn import best_scales
 from quant.scheme import Scheme
+from runtime.errors import EdgeOmniError
 
 Floats = NDArray[np.float32]
 
 DAMPING = 0.01  # of the mean of the diagonal, as in the paper
-BATCH = 32  # columns whose corrections are applied to the rest at once; measured quicker than the paper's 128
+BATCH = 32  # columns whose corrections are applied to the rest at once; the paper's 128 are no quicker here
 WIDEST = 5120  # columns of one Hessian; a wider matrix has several, and what parts have to do with each other is lost
 
 
@@ -63,13 +64,27 @@ class Curvature:
 
 
 def curvature(hessian: NDArray[np.floating]) -> Curvature:
-    """Damp, invert and factorise, in float64. A column that was always zero is made independent of the others."""
+    """Damp, invert and factorise, in float64. A column that was always zero is made independent of the others.
+
+    Where fp32 sums have left it indefinite it is damped ten times as much, and again. EdgeOmniError if it holds NaN or
+    infinity.
+    """
+    if not np.isfinite(hessian).all():
+        raise EdgeOmniError(
+            "on the calibration turns a matrix met values that are not finite, so no error of it can be weighed; "
+            "see what the float model answers to them"
+        )
     damped = np.array(hessian, np.float64)
     places = np.diag_indices_from(damped)
-    mean = float(damped[places].mean())
-    damped[places] += DAMPING * mean or 1.0
-    # With the order of the columns reversed, the inverse of H's lower factor is the upper factor of H's inverse.
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    damping = DAMPING * float(damped[places].mean()) or 1.0
+    while True:
+        damped[places] += damping
+        try:
+            # With the columns in reverse order, the inverse of H's lower factor is the upper factor of H's inverse.
+            lower = np.linalg.cholesky(damped[::-1, ::-1])
+            break
+        except np.linalg.LinAlgError:
+            damping *= 10
     factor = np.linalg.inv(lower)[::-1, ::-1]
     return Curvature(damped[places].astype(np.float32), np.ascontiguousarray(factor, np.float32))
 
@@ -82,10 +97,10 @@ def gptq(weight: NDArray[np.floating], curvatures: Sequence[Curvature], scheme: 
     """
     parts = np.split(weight, len(curvatures), axis=1)
     solved = [_solve(part, curved, scheme) for part, curved in zip(parts, curvatures, strict=True)]
-    codes, scales, zeros = (np.concatenate([part[place] for part in solved]).T for place in range(3))
-    stored = None if scheme.symmetric else np.ascontiguousarray(zeros, np.uint8)
-    scales = np.ascontiguousarray(scales).astype(weight.dtype)
-    return Quantized(np.ascontiguousarray(codes), scales, stored, scheme.bits)
+    codes = np.ascontiguousarray(np.concatenate([codes for codes, _, _ in solved]).T)
+    scales, zeros = (np.ascontiguousarray(np.concatenate(side).T) for side in list(zip(*solved, strict=True))[1:])
+    stored = None if scheme.symmetric else zeros.astype(np.uint8)
+    return Quantized(codes, scales.astype(weight.dtype), stored, scheme.bits)
 
 
 def _solve(weight: NDArray[np.floating], curved: Curvature, scheme: Scheme) -> tuple[NDArray[np.uint8], Floats, Floats]:

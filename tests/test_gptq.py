@@ -10,6 +10,7 @@ from quant.affine import Quantized, dequantize
 from quant.gptq import WIDEST, Gram, curvature, gptq, part_width
 from quant.rtn import rtn
 from quant.scheme import GROUP_SIZES, Bits, GroupSize, Scheme
+from runtime.errors import EdgeOmniError
 
 INT4 = Scheme(4, 32)
 
@@ -122,6 +123,13 @@ def test_fewer_positions_than_columns_and_a_matrix_of_zeros_are_no_trouble() -> 
     few = correlated(rng, 3, 64)
     assert lost(weight, solved(weight, few, INT4), few) <= lost(weight, rtn(weight, INT4), few)
     assert not dequantize(solved(np.zeros_like(weight), few, INT4)).any()
+
+
+def test_a_hessian_that_rounding_left_indefinite_is_damped_more_and_one_that_is_not_finite_refused() -> None:
+    indefinite = np.diag([1.0, 1.0, -0.05])
+    assert np.isfinite(curvature(indefinite).factor).all()
+    with pytest.raises(EdgeOmniError, match="not finite"):
+        curvature(np.diag([1.0, np.nan]))
 
 
 def test_rows_do_not_depend_on_each_other() -> None:
