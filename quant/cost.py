@@ -14,7 +14,6 @@ from runtime.events import Timings
 
 Measure = Callable[[Timings], float | None]
 
-
 MEASURES: dict[str, Measure] = {
     "first_token": lambda t: t.first_token,
     "first_audio": lambda t: t.first_audio,

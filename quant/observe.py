@@ -225,8 +225,8 @@ class Observed(Engine):
 
     def _said_all(self, steps: Sequence[Taken]) -> bool:
         """Whether the last piece of text has the token that ends an answer."""
-        last = next(step for step in reversed(steps) if step.kind == "text")
-        return int(last.chosen[-1]) in self.manifest.tokens.eos
+        last = next((step for step in reversed(steps) if step.kind == "text"), None)
+        return last is not None and int(last.chosen[-1]) in self.manifest.tokens.eos
 
     def follow(self, prompt: Prompt, steps: Sequence[Taken]) -> Followed:
         """Read the prompt and then another's answer in place of its own, and say what each choice looked like.
