@@ -126,7 +126,7 @@ def write(
     """Write a planned export into the bundle `out`; the arguments and errors are those of `export`."""
     refuse_target(out, force)
     with writing(out) as folder:
-        require_space(folder, planned.bytes_after)
+        require_space(out.parent, planned.bytes_after)
         return _write(planned, folder, standalone, random, progress)
 
 

@@ -104,7 +104,7 @@ def write(
     refuse_unreached(planned, calibrating)
     linked = frozenset() if standalone else planned.worth_linking()
     with drafting(out, job(planned, standalone, calibrating)) as draft:
-        require_space(draft.folder, planned.bytes_after(linked) - draft.bytes_written())
+        require_space(out.parent, planned.bytes_after(linked) - draft.bytes_written())
         links = {file: link(file, draft.folder) for file in sorted(linked)}
         calibration = calibrating_in(draft, planned, calibrating) if planned.calibrated else None
         writer = Writer(planned, draft.folder, draft.journal, links, threads or cores(), calibration)

@@ -79,7 +79,7 @@ def require_space(folder: Path, needed: int) -> None:
     """EdgeOmniError if the disk under `folder` cannot take `needed` bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise EdgeOmniError(f"{folder.parent} has {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB")
+        raise EdgeOmniError(f"{folder} has {free / 1e9:.2f} GB free, the bundle needs {needed / 1e9:.2f} GB")
 
 
 @dataclass(frozen=True)
