@@ -138,7 +138,8 @@ def show_bundle(folder: Path, manifest: Manifest) -> None:
     if manifest.quantization is not None:
         made = manifest.quantization
         line(f"recipe   {made.recipe}: {len(made.quantized)} weights quantized, {len(made.kept)} kept as they were")
-    line(f"context  {manifest.cache.max_positions} positions of {size(manifest.cache.bytes_per_position)}")
+    cache = manifest.cache
+    line(f"context  {cache.max_positions} positions of {size(cache.bytes_per_position)}, kept as {cache.dtype}")
     line(f"memory   about {size(estimate)}: the weights and a conversation of {positions} positions\n")
     OUT.print(_graph_table(manifest.graphs))
     OUT.print()

@@ -5,7 +5,7 @@ for each channel of each head, do not change while it runs, so they are fitted b
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,6 @@ def quantize_cache(
     standalone: bool = False,
     force: bool = False,
     options: Options | None = None,
-    progress: Callable[[str, int], None] = lambda doing, nbytes: None,
 ) -> Manifest:
     """Write `bundle`, whose weights may be quantized or not, into the bundle `out` with a cache of int8.
 
@@ -57,7 +56,7 @@ def quantize_cache(
         raise EdgeOmniError(f"{out} is the bundle itself; name another folder for the one with the smaller cache")
     engine = Engine(bundle, options)
     refuse(bundle, engine.manifest)
-    met = meet(engine, calibrating, progress)
+    met = meet(engine, calibrating)
     with writing(out) as folder:
         return write(bundle, folder, engine.manifest, met, standalone)
 
@@ -69,7 +68,7 @@ def refuse(bundle: Path, manifest: Manifest) -> None:
         raise EdgeOmniError(f"{bundle} is for {manifest.profile}; a cache of 8 bits has been tried on CPUs only")
 
 
-def meet(engine: Engine, calibrating: Calibrating, progress: Callable[[str, int], None]) -> Met:
+def meet(engine: Engine, calibrating: Calibrating) -> Met:
     """Read conversations and note the largest magnitude of each channel."""
     peaks: dict[str, NDArray[np.float32]] = {}
     positions = 0
@@ -83,7 +82,6 @@ def meet(engine: Engine, calibrating: Calibrating, progress: Callable[[str, int]
             largest = np.abs(buffer[0, :, :length]).max(axis=1)
             peaks[name] = np.maximum(peaks.get(name, np.float32(0.0)), largest)
         positions += length
-        progress(example.text[:40], length)
     broken = [name for name, largest in peaks.items() if not np.isfinite(largest).all()]
     if broken:
         raise EdgeOmniError(

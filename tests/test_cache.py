@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from apps.cli import app
 from quant.cache import LEAST, ROOM, meet, quantize_cache, scales
 from quant.examples import BUILT_IN, Calibrating
 from quant.metrics import kl_divergence
@@ -93,7 +95,7 @@ def test_positions_read_one_by_one_equal_those_read_at_once(small: Path) -> None
 
 
 def test_codes_use_the_range_and_their_scales_cover_what_was_met(floats: Path, small: Path) -> None:
-    met = meet(Engine(floats, ONE), BUILT_IN, lambda doing, positions: None)
+    met = meet(Engine(floats, ONE), BUILT_IN)
     assert met.positions == read_bundle(small).cache.calibrated_positions
     peaks = next(iter(met.peaks.values()))
     np.testing.assert_allclose(scales(peaks)[0, :, 0] * 127, np.maximum(ROOM * peaks, LEAST), rtol=1e-6)
@@ -119,6 +121,13 @@ def test_an_omni_bundle_answers_with_it(tmp_path: Path) -> None:
     conversation = Conversation.open(Engine(tmp_path / "small", ONE), seed=0)
     events = list(conversation.reply([Text("hello")], Choices(max_new=4)))
     assert isinstance(events[-1], ReplyDone)
+
+
+def test_the_command_says_what_it_wrote_and_inspect_how_it_remembers(floats: Path, tmp_path: Path) -> None:
+    for command in (["quantize-cache", str(floats), "-o", str(tmp_path / "out")], ["inspect", str(tmp_path / "out")]):
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+    assert "kept as int8" in result.output
 
 
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(floats: Path, small: Path, tmp_path: Path) -> None:
