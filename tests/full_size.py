@@ -6,7 +6,6 @@ next one; large files go as soon as no later stage reads them. `--one-layer` doe
 at full width, `--recipe` with another recipe. Weights are random, so that only sizes and times mean anything.
 """
 
-import ctypes
 import shutil
 import sys
 import time
@@ -15,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import numpy as np
 import onnx_ir as ir
 import typer
 from pydantic import TypeAdapter
 
-from apps.bench import Machine, Speaker, machine
+from apps.bench import Machine, machine
 from apps.bench_audio_head import Spread, spread
+from apps.bench_rounds import Reader, Speaker
 from apps.bench_start import Start, start
 from runtime.bundle import read_bundle
 from runtime.engine import Engine
@@ -35,7 +34,6 @@ T = TypeVar("T")
 NEEDED = {True: 20e9, False: 45e9}  # bytes of disk at the worst moment, with one layer of each kind or with all
 CONTEXT = 128  # positions behind which decoding is timed
 ROUNDS = 5
-SPAN = 1 << 30  # bytes that one measurement of the memory's bandwidth reads
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,25 @@ class Starts:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Milliseconds of something, and those of reading the `nbytes` of weights that it reads, in the same rounds."""
+
+    nbytes: int
+    taken: Spread
+    reading: Spread
+
+    @property
+    def share(self) -> float:
+        """How near it comes to what memory allows."""
+        return self.reading.median / self.taken.median
+
+
+@dataclass(frozen=True)
 class Speed:
-    """Milliseconds, and bytes a second that plain reading reached between the rounds."""
-
     threads: int
-    bandwidth: Spread
-    decode_ms: Spread
-    decode_bytes: int  # of weights that one token reads
-    frame_ms: Spread
-    frame_bytes: int
-    head_ms: Spread
-
-    def limit_ms(self, nbytes: int) -> float:
-        """The least time in which this memory gives so many bytes."""
-        return 1e3 * nbytes / self.bandwidth.median
+    token: Pace
+    frame: Pace
+    head_ms: Spread  # the audio head's part of a frame
 
 
 @dataclass(frozen=True)
@@ -162,36 +165,21 @@ class Run:
         return Starts(first, second, sum(file.stat().st_size for file in self.cache.rglob("*") if file.is_file()))
 
     def speed(self, threads: int) -> Speed:
-        """Decode and audio frames behind CONTEXT positions, bandwidth measured before each of them."""
+        """Decode and audio frames behind CONTEXT positions, and plain reading of as many bytes in between."""
         engine = Engine(self.bundle, Options(threads, prepack_cache=self.cache))
-        speaker, memory = Speaker(engine, CONTEXT), np.ones(SPAN, np.uint8)
-        rounds = []
+        graphs = engine.manifest.graphs
+        decoder, lm_head, head = (
+            bytes_read(self.bundle / graphs[n].file) for n in ("decoder", "lm_head", "audio_head")
+        )
+        speaker, reader, rounds = Speaker(engine, CONTEXT), Reader(decoder + lm_head), []
         for _ in range(ROUNDS + 1):
-            speed = bandwidth(memory, threads)
-            decode, (frame, head) = speaker.decode(), speaker.audio_frame()
-            rounds.append((speed, decode[0], frame[0], head[0]))
-        speeds, decodes, frames, heads = (spread(list(column)) for column in zip(*rounds[1:], strict=True))
-        step = bytes_read(self.bundle / engine.manifest.graphs["decoder"].file)
-        last, head = (bytes_read(self.bundle / engine.manifest.graphs[n].file) for n in ("lm_head", "audio_head"))
-        return Speed(threads, speeds, decodes, step + last, frames, step + head, heads)
-
-
-def bandwidth(memory: np.ndarray, threads: int) -> float:
-    """Bytes a second that `threads` threads read together; each looks through its share for a byte that is not there.
-
-    The C library's memchr does nothing but read, with the CPU's widest registers.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    find = ctypes.CDLL(None).memchr
-    find.argtypes, find.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), ctypes.c_void_p
-    share = memory.nbytes // threads
-    with ThreadPoolExecutor(threads) as pool:
-        began = time.perf_counter()
-        found = list(pool.map(lambda at: find(memory.ctypes.data + at * share, 0, share), range(threads)))
-        seconds = time.perf_counter() - began
-    assert not any(found)
-    return share * threads / seconds
+            reading, decode = reader.read(decoder + lm_head, threads), speaker.decode()
+            frame, of_head = speaker.audio_frame()
+            rounds.append((reading[0], decode[0], reader.read(decoder + head, threads)[0], frame[0], of_head[0]))
+        token_read, token, frame_read, frame, of_head = (spread(list(c)) for c in zip(*rounds[1:], strict=True))
+        return Speed(
+            threads, Pace(decoder + lm_head, token, token_read), Pace(decoder + head, frame, frame_read), of_head
+        )
 
 
 def bytes_read(path: Path) -> int:
@@ -258,15 +246,11 @@ def _spoken(result: Measured) -> Rows:
     rows = []
     for speed in result.speeds or ():
         threads = f"{speed.threads} thread" + "s" * (speed.threads > 1)
-        rows.append((f"memory, {threads}", f"{speed.bandwidth.median / 1e9:.1f} GB/s"))
-        for what, ms, nbytes in (
-            (f"one token behind {CONTEXT}", speed.decode_ms, speed.decode_bytes),
-            (f"one audio frame behind {CONTEXT}", speed.frame_ms, speed.frame_bytes),
-        ):
-            limit = speed.limit_ms(nbytes)
-            told = f"{ms.median:.0f} ms ({ms.low:.0f} to {ms.high:.0f}); reading its {_gb(nbytes)} takes {limit:.0f} ms"
-            rows.append((f"{what}, {threads}", f"{told}, {limit / ms.median:.0%} of the limit"))
-        rows.append((f"of that the audio head, {threads}", f"{speed.head_ms.median:.0f} ms"))
+        for what, pace in (("token", speed.token), ("audio frame", speed.frame)):
+            told = f"{pace.taken.median:.0f} ms ({pace.taken.low:.0f} to {pace.taken.high:.0f})"
+            reading = f"reading its {_gb(pace.nbytes)} alone takes {pace.reading.median:.0f} ms: {pace.share:.0%}"
+            rows.append((f"one {what} behind {CONTEXT}, {threads}", f"{told}; {reading}"))
+        rows.append((f"of a frame the audio head, {threads}", f"{speed.head_ms.median:.0f} ms"))
     return rows
 
 

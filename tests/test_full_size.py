@@ -13,7 +13,7 @@ from export.convert import plan
 from export.families import baichuan_omni_1_5
 from runtime.errors import EdgeOmniError
 from tests import full_size_checkpoint
-from tests.full_size import Run, bandwidth, table
+from tests.full_size import Run, table
 from tests.full_size_checkpoint import (
     FULL,
     LEFT_OUT,
@@ -93,11 +93,6 @@ def test_memory_of_a_process_is_told_by_kind(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_told_with_what_it_printed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended with 3:\nno luck"):
         watched([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], tmp_path)
-
-
-def test_reading_memory_has_a_speed() -> None:
-    memory = np.ones(1 << 26, np.uint8)
-    assert 1e8 < bandwidth(memory, 1) < 1e12
 
 
 @pytest.mark.slow
