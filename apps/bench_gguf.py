@@ -90,7 +90,7 @@ def q4(matrix: Quantized, kind: FourBits) -> tuple[NDArray[np.uint8], Type]:
         raise EdgeOmniError(f"{kind} holds 4 bits" + (" around 0" if kind == "Q4_0" else "") + f", this is {found}")
     codes, scales, zeros = in_blocks(matrix)
     heads = [scales] if kind == "Q4_0" else [scales, -zeros * scales]
-    together = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << 4
+    together = codes[..., : BLOCK // 2] | codes[..., BLOCK // 2 :] << np.uint8(4)
     return blocks(heads, together), Type[kind]
 
 
@@ -99,7 +99,7 @@ def q8_0(matrix: Quantized) -> tuple[NDArray[np.uint8], Type]:
     if matrix.zeros is not None:
         raise EdgeOmniError("Q8_0 holds 8 bits around 0, this has zero points")
     codes, scales, _ = in_blocks(matrix)
-    return blocks([scales], np.bitwise_xor(codes, np.uint8(0x80))), Type.Q8_0
+    return blocks([scales], codes ^ np.uint8(0x80)), Type.Q8_0
 
 
 def in_blocks(matrix: Quantized) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
