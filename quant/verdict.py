@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 from quant.advice import Advice
 from quant.compare import Comparison
+from quant.pareto import beaten_by
 from quant.speech_verdict import speech_sentences
 from quant.task_verdict import task_sentences
 
 
 def verdict(found: Comparison) -> list[str]:
     """What a person should know first, the worst first."""
-    return [*_degenerate(found), *_gates(found), *_tasks(found), *_speech(found), *_guilty(found)]
+    return [*_degenerate(found), *_gates(found), *_tasks(found), *_speech(found), *_beaten(found), *_guilty(found)]
 
 
 def _degenerate(found: Comparison) -> Iterator[str]:
@@ -37,6 +38,13 @@ def _tasks(found: Comparison) -> Iterator[str]:
 
 def _speech(found: Comparison) -> Iterator[str]:
     yield from speech_sentences(found.figure, found.results, found.recogniser, found.candidate.random)
+
+
+def _beaten(found: Comparison) -> Iterator[str]:
+    """Among the recipes that were tried, whether another makes this one pointless."""
+    better = beaten_by(found.tried[0], found.tried) if found.tried else None
+    if better is not None:
+        yield f"Another recipe beats it: {better.name} ({better.folder}) weighs no more and loses no more."
 
 
 def _guilty(found: Comparison) -> Iterator[str]:

@@ -20,6 +20,7 @@ from apps.cli import app
 from quant.answer import Answer
 from quant.pareto import Tried, beaten_by, front
 from quant.turn import Turn
+from quant.verdict import verdict
 from runtime.errors import EdgeOmniError
 from tests.test_compare import compared, small_bundle
 from tests.tiny import omni_bundle
@@ -220,6 +221,30 @@ def test_gates_decide_the_exit_code_and_three_files_are_written(tmp_path: Path, 
     assert done.exit_code == code, done.output
     assert ("Gate failed" in done.output) == bool(code)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "report.json"}
+
+
+def test_a_second_recipe_is_set_beside_the_first_from_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "turns.jsonl").write_text('{"text": "Hello"}\n')
+    common = ["--turns", str(tmp_path / "turns.jsonl"), "--max-new", "3", "--no-cache", "--threads", "1"]
+    for candidate, out, more in (
+        (small_bundle().folder, "first", []),
+        (omni_bundle(), "second", ["--beside", str(tmp_path / "first")]),
+    ):
+        compare = ["compare", str(omni_bundle()), str(candidate), "--report", str(tmp_path / out), "--swap-turns", "0"]
+        done = CliRunner().invoke(app, [*compare, *common, *more])
+        assert done.exit_code == 0, done.output
+    tried = json.loads((tmp_path / "second" / "report.json").read_text())["tried"]
+    assert [(one["name"], one["beaten_by"]) for one in tried] == [("float", ""), ("int4-rtn", "")]
+    refused = CliRunner().invoke(app, [*compare, *common[2:], "--beside", str(tmp_path / "first")]).exception
+    assert isinstance(refused, EdgeOmniError) and "its turns were others" in str(refused)
+
+
+def test_a_recipe_that_another_beats_is_told_so_in_the_verdict() -> None:
+    found = compared()
+    ours = beside.tried(found)
+    better = replace(ours, name="better", folder="elsewhere", weight_bytes=ours.weight_bytes - 1)
+    assert any("better (elsewhere) weighs no more" in said for said in verdict(replace(found, tried=(ours, better))))
+    assert not any("weighs no more" in said for said in verdict(replace(found, tried=(better, ours))))
 
 
 def test_a_record_takes_the_place_of_the_reference(tmp_path: Path) -> None:
