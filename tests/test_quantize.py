@@ -234,8 +234,9 @@ def test_another_bundle_is_replaced_only_by_force(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tiny_llama.bundle()
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage())
-    assert f"{tmp_path} has 0.00 GB free, the bundle needs" in refused(tiny_llama.bundle(), tmp_path / "small")
+    assert f"{tmp_path} has 0.00 GB free, the bundle needs" in refused(bundle, tmp_path / "small")
 
 
 class Usage:
