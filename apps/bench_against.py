@@ -204,6 +204,9 @@ def genai_forms(bundle: Path, folder: Path) -> Iterator[Variant]:
 
 
 def transformers_forms(bundle: Path, folder: Path) -> Iterator[Variant]:
+    from apps.bench_model import read_text_model
+
+    read_text_model(bundle)  # refuses here what its own process would die of
     for form in ("float32", "bfloat16"):
         yield Variant("transformers", form, str(installed("transformers")), bundle, form, None)
 

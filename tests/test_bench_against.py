@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps import bench_against as module
-from apps.bench_against import OURS, PEERS, Running, Variant, against, agreement, parameters, process
+from apps.bench_against import OURS, PEERS, Running, Variant, against, agreement, parameters, prepare, process
 from apps.bench_audio_head import Spread
 from apps.bench_floor import floor_config
 from apps.bench_genai import write_genai
@@ -29,6 +29,7 @@ from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
 from tests import tiny_llama
+from tests.tiny import omni_bundle
 
 ZEROS = """
 description = "with zero points"
@@ -188,6 +189,14 @@ def test_without_other_programs_ours_is_measured_and_the_others_named(
     assert result.ratios == () and set(result.missing) == set(PEERS)
     show_against(result)
     assert "llama.cpp is not installed: pip install llama-cpp-python" in capsys.readouterr().out
+
+
+def test_a_program_that_cannot_run_the_bundle_is_named_with_the_reason(tmp_path: Path) -> None:
+    """Golden set A is no Llama: its positions count from 1."""
+    variants, refused = prepare(omni_bundle(), read_bundle(omni_bundle()), ["llama.cpp", "transformers"], tmp_path)
+    assert [variant.program for variant in variants] == [OURS]
+    assert refused.keys() == {"llama.cpp", "transformers"}
+    assert all("cannot be given to other programs as a Llama" in reason for reason in refused.values())
 
 
 def test_a_ratio_is_their_time_by_ours_round_by_round() -> None:
