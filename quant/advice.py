@@ -49,13 +49,19 @@ def governing(within: Within | None, quantization: Quantization | None) -> tuple
     """The lines of the recipe that decided for the weights which were tried, by the loss of these when alone."""
     if within is None or quantization is None:
         return ()
-    recipe, lost = parse_recipe(quantization.recipe, quantization.recipe_toml), {}
+    recipe, lost = recipe_of(quantization), {}
     for loss in _kinds(within):
         if rule := recipe.rule_for(loss.weights[0]):
             lost[rule.pattern] = lost.get(rule.pattern, 0.0) + loss.alone
     total = sum(lost.values()) or 1.0
     found = [Governing(pattern, *line_of(recipe, pattern), share=kl / total) for pattern, kl in lost.items()]
     return tuple(sorted(found, key=lambda line: line.share, reverse=True))
+
+
+def recipe_of(quantization: Quantization) -> Recipe:
+    """The recipe that made a bundle, for the layers that it has."""
+    names = [weight.name for weight in (*quantization.quantized, *quantization.kept)]
+    return parse_recipe(quantization.recipe, quantization.recipe_toml).bound(names)
 
 
 def _kinds(within: Within) -> list[Loss]:
@@ -76,7 +82,7 @@ def advice(within: Within | None, manifest: Manifest) -> tuple[Advice, ...]:
     quantization = manifest.quantization
     if within is None or quantization is None:
         return ()
-    recipe = parse_recipe(quantization.recipe, quantization.recipe_toml)
+    recipe = recipe_of(quantization)
     found = [made for loss in within.losses for made in _advice(loss, within, recipe, quantization, manifest)]
     return tuple(sorted(found, key=lambda one: one.per_megabyte, reverse=True))
 
