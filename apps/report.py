@@ -48,13 +48,13 @@ def write(found: Comparison, folder: Path) -> None:
 
 def page(found: Comparison) -> str:
     """The HTML page."""
-    sections = [section(heading, body) for heading, body in _sections(found) if body]
+    sections = [(heading, body) for heading, body in _sections(found) if body]
     first = f'<section id="verdict"><ul class="verdict">{"".join(map(_sentence, verdict(found)))}</ul></section>'
     texts = {
         "title": html.escape(title(found)),
         "subtitle": html.escape(f"{found.candidate.path} against {found.reference.path}"),
-        "nav": "".join(_link(heading) for heading, body in _sections(found) if body),
-        "body": "\n".join([first, *sections]),
+        "nav": "".join(_link(heading) for heading, _ in sections),
+        "body": "\n".join([first, *(section(*part) for part in sections)]),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(texts)
 

@@ -188,11 +188,16 @@ def tensor_errors(samples: Sequence[Sample], candidate: Observed) -> list[Tensor
             continue
         found = run_sample(candidate, sample.graph, sample.feeds)
         for output, wanted in sample.outputs.items():
-            if output in found and found[output].shape == wanted.shape and wanted.size:
+            if output in found and comparable(wanted, found[output]):
                 error = tensor_error(sample.graph, output, wanted, found[output])
                 key = (sample.graph, output)
                 worst[key] = min(worst.get(key, error), error, key=_badness)
     return sorted(worst.values(), key=_badness)
+
+
+def comparable(ref: np.ndarray, cand: np.ndarray) -> bool:
+    """Whether the two mean the same kind of thing: not floats here and, in a cache of 8 bits, codes there."""
+    return bool(ref.size) and ref.shape == cand.shape and (ref.dtype.kind == "f") == (cand.dtype.kind == "f")
 
 
 def layer_errors(samples: Sequence[Sample], candidate: Observed) -> Iterator[LayerError]:

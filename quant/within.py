@@ -69,7 +69,8 @@ def lost_within(reference: Observed | None, candidate: Observed, results: Sequen
     """Try every group of weights on the reference's answers to a few turns; None where nothing can be swapped."""
     if reference is None:
         return None
-    read = [passage for result in results for passage in passages(reference, result)]
+    answered = [result for result in results if result.reference.steps]
+    read = [passage for result in answered for passage in passages(reference, result)]
     trial = _Trial(reference, candidate, read)
     losses = tuple(trial.losses()) if read else ()
     if not losses:
@@ -106,16 +107,15 @@ class _Trial:
         self.reference, self.candidate, self.read = reference, candidate, read
         self.heads = {name: reference.session(name) for name in self._heads()}
         self.their_heads = {name: candidate.session(name) for name in self._heads()}
+        self.mixers = {graph: mixer for graph in ("decoder", *self.heads) if (mixer := self._mixer(graph))}
 
     def _heads(self) -> list[str]:
         kinds = {passage.kind for passage in self.read}
         return [name for kind, name in (("text", "lm_head"), ("audio", HEAD)) if kind in kinds]
 
     def losses(self) -> Iterator[Loss]:
-        for graph in ("decoder", *self.heads):
-            mixer = self._mixer(graph)
-            if mixer is not None:
-                yield from self._losses(graph, mixer)
+        for graph, mixer in self.mixers.items():
+            yield from self._losses(graph, mixer)
 
     @cached_property
     def whole(self) -> Floats:
@@ -127,17 +127,20 @@ class _Trial:
 
     @cached_property
     def _theirs(self) -> list[NDArray[np.floating]]:
-        return self._hidden(self._session("decoder", self.candidate))
+        """With the candidate's weights in the reference's decoder: what a smaller cache loses is no weight's fault."""
+        mixer = self.mixers.get("decoder")
+        if mixer is None:
+            return self._ours
+        every = [*mixer.differing(), *mixer.rescaled()]
+        return self._hidden(self._session("decoder", self.reference, mixer.mixed(every)))
 
     @cached_property
     def _wanted(self) -> Logits:
         return self._logits(self._ours, self.heads)
 
     def _mixer(self, graph: str) -> Mixer | None:
-        """None where the two are stored alike or have other ports."""
+        """None where the two are stored alike."""
         ours, theirs = (engine.manifest.graphs[graph] for engine in (self.reference, self.candidate))
-        if (ours.inputs, ours.outputs) != (theirs.inputs, theirs.outputs):
-            return None
         mixer = Mixer(load(self.reference.folder, ours), load(self.candidate.folder, theirs))
         return mixer if mixer.differing() else None
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("scipy")
 
 from quant.advice import Advice, advice, line_of
+from quant.cache import quantize_cache
 from quant.compare import Comparison, compare
 from quant.each_turn import varied
 from quant.mixing import Mixer
@@ -111,6 +112,17 @@ def test_a_text_model_is_attributed_within_its_decoder() -> None:
     quantize(tiny_llama.bundle(), folder, read_recipe("int4-rtn"))
     found = compare(Live(opened(tiny_llama.bundle()), turns()[:1]), opened(folder), MACHINE)
     assert {loss.graph for loss in losses(found)} == {"decoder", "lm_head"}
+
+
+def test_weights_are_attributed_also_where_the_candidate_remembers_in_8_bits() -> None:
+    folder = Path(mkdtemp(prefix="edgeomni-test-")) / "both"
+    quantize_cache(made(ONE_MATRIX), folder, options=Options(threads=1))
+    found = compare(Live(float_bundle(), turns()[:2]), opened(folder), MACHINE)
+    assert [loss.weights for loss in losses(found)] == [("model.layers.1.mlp.down_proj.weight",)]
+    of_weights = one_matrix().within
+    assert of_weights is not None and found.within is not None
+    assert found.within.whole == pytest.approx(of_weights.whole)
+    assert {error.output for error in found.tensors if error.graph == "decoder"} == {"hidden"}
 
 
 def test_nothing_is_attributed_where_nothing_was_lost() -> None:
