@@ -27,6 +27,7 @@ def llama_config(model: TextModel) -> LlamaConfig:
         num_attention_heads=model.heads,
         num_key_value_heads=model.kv_heads,
         head_dim=model.head_dim,
+        rope_theta=model.rope_theta,  # before version 5
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         rms_norm_eps=model.eps,
         max_position_embeddings=model.context,
