@@ -23,7 +23,7 @@ from quant.rtn import rtn
 from quant.scheme import CALIBRATED, Scheme
 from quant.spill import Spilled, Values
 from quant.stages import Stage, choices, cut_out, needed, on_the_way, stages
-from quant.taps import in_memory
+from quant.taps import in_memory, load
 from quant.turn import listed
 from runtime.bundle import Graph, Manifest, Port
 from runtime.context import embed
@@ -31,7 +31,7 @@ from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.journal import Journal
 from runtime.prompt import prompt_format
-from runtime.session import InMemory, Options
+from runtime.session import InMemory, Options, Session
 from runtime.tokenizer import Tokenizer
 
 Solver = Callable[[np.ndarray], Quantized]  # rows of a matrix -> their codes
@@ -59,6 +59,17 @@ class Unfinished(Engine):
         self.tokenizer = Tokenizer(tokenizer)
         self.format = prompt_format(manifest, self.tokenizer)
         self._sessions = {}
+
+    def session(self, name: str) -> Session:
+        """The graph `name`, its float weights multiplied as they lie in their files; no copy of them is packed."""
+        if name not in self._sessions and name in self.manifest.graphs:
+            graph = self.manifest.graphs[name]
+            self._sessions[name] = InMemory(*in_memory(load(self.folder, graph), graph), self.options)
+        return super().session(name)
+
+    def close(self) -> None:
+        """Give back what the open graphs hold; a graph that is asked for again is opened again."""
+        self._sessions.clear()
 
 
 class Walk:
@@ -194,21 +205,20 @@ class Calibration:
         return self._frames(hidden)
 
     def _read(self) -> dict[str, Spilled]:
-        """Of each example: rows [1, L, hidden], and the `frames` [n] and `codes` [n, codebooks] of a spoken answer.
-
-        One that is longer than the model's context is cut.
-        """
+        """Of each example: rows [1, L, hidden], and the `frames` [n] and `codes` [n, codebooks] of a spoken answer."""
         label, names = "conversations", ("rows", "frames", "codes")
-        return self.values.recall(label) or self.values.store(label, names, map(self._one, self.examples))
+        found = self.values.recall(label)
+        if found is None:
+            found = self.values.store(label, names, map(self._one, self.examples))
+            self.engine.close()
+        return found
 
     def _one(self, example: Example) -> dict[str, np.ndarray]:
-        read = conversation(example, self.engine)
         engine = self.engine
+        read = conversation(example, engine)
         audio = engine.session("embed_audio") if "embed_audio" in engine.manifest.graphs else None
         rows = embed(read.prompt, engine.manifest, engine.session("embed_tokens"), audio)
-        end = engine.manifest.cache.max_positions
-        held = read.frames < end
-        return {"rows": rows[None, :end], "frames": read.frames[held], "codes": read.codes[held]}
+        return {"rows": rows[None], "frames": read.frames, "codes": read.codes}
 
     def _frames(self, hidden: Spilled) -> Sampled:
         """The audio head's samples: each frame of each spoken answer, from the position before it."""

@@ -70,7 +70,7 @@ def _refuse_untried(turns: Sequence[Turn], manifest: Manifest) -> None:
 
 
 def _given(turn: Turn, index: int, manifest: Manifest) -> Example:
-    aloud = (turn.audio or _sound(manifest, index)) if turn.spoken else None
+    aloud = (turn.audio or _sound(manifest, index)) if turn.spoken and manifest.audio else None
     return Example(turn.text, turn.audio, tuple(map(source, turn.images)), " ".join(turn.answers[:1]), aloud)
 
 
