@@ -41,6 +41,7 @@ def _remember(model: Model, node: ir.Node, scales: Mapping[str, NDArray[np.float
 
 def _initializer(model: Model, name: str, array: NDArray[np.float32]) -> ir.Value:
     tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    shape, kind = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
+    value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
     model.graph.register_initializer(value)
     return value
