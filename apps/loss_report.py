@@ -157,9 +157,9 @@ def tried_note(one: Tried) -> str:
 
 
 def tried_table(every: Sequence[Tried]) -> list[tuple[str, ...]]:
-    """Head and rows; columns that nobody has are left out."""
+    """Head and rows, the smallest first; columns that nobody has are left out."""
     head = ("recipe", "weights", "bits a weight", "text KL", "same token", "code KL", "same code", "")
-    lines = [head, *(_tried_row(one, every) for one in every)]
+    lines = [head, *(_tried_row(one, every) for one in sorted(every, key=lambda one: one.weight_bytes))]
     used = [place for place in range(len(head)) if any(line[place] != "–" for line in lines[1:])]
     return [tuple(line[place] for place in used) for line in lines]
 
