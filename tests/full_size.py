@@ -27,6 +27,7 @@ from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
 from tests.full_size_checkpoint import FULL, ONE_LAYER, merged, write_checkpoint
+from tests.full_size_gptq import CALIBRATION, Matrices
 from tests.watched import Watched, watched
 
 T = TypeVar("T")
@@ -93,6 +94,17 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Solved:
+    """GPTQ of one decoder layer and of the audio head, some rows of each kind of matrix timed."""
+
+    run: Watched
+    matrices: tuple[Matrices, ...]
+
+    def seconds(self, graph: str) -> float:
+        return sum(row.seconds for row in self.matrices if row.graph == graph)
+
+
+@dataclass(frozen=True)
 class Measured:
     machine: Machine
     recipe: str
@@ -102,9 +114,11 @@ class Measured:
     bundle: Bundle | None = None
     starts: Starts | None = None
     speeds: tuple[Speed, ...] | None = None
+    solved: Solved | None = None
 
 
 RESULT = TypeAdapter(Measured)
+MATRICES = TypeAdapter(tuple[Matrices, ...])
 
 
 class Run:
@@ -129,6 +143,7 @@ class Run:
         self.stage("speeds", lambda: tuple(self.speed(count) for count in threads))
         for large in (self.bundle, self.cache):
             shutil.rmtree(large, ignore_errors=True)
+        self.stage("solved", self.solve)
         return self.result
 
     def stage(self, name: str, measure: Callable[[], T]) -> None:
@@ -181,6 +196,10 @@ class Run:
             threads, Pace(decoder + lm_head, token, token_read), Pace(decoder + head, frame, frame_read), of_head
         )
 
+    def solve(self) -> Solved:
+        run = watched([sys.executable, "-m", "tests.full_size_gptq"], self.folder)
+        return Solved(run, MATRICES.validate_json((self.folder / "output.txt").read_bytes()))
+
 
 def bytes_read(path: Path) -> int:
     """Bytes of matrices that one run of a graph reads: those of a node anew for each node that multiplies by them."""
@@ -197,7 +216,7 @@ def table(result: Measured) -> str:
         f"Recipe `{result.recipe}`, {result.layers} decoder layers, random weights, {found.cpu}, {found.cores} cores."
     ]
     rows += ["", "| what | measured |", "|---|---|"]
-    for part in (_written(result), _exported(result), _started(result), _spoken(result)):
+    for part in (_written(result), _exported(result), _started(result), _spoken(result), _solved(result)):
         rows += [f"| {what} | {value} |" for what, value in part]
     if result.bundle:
         rows += ["", "| graph | parameters | as bf16 | in the bundle | bits a weight |", "|---|---|---|---|---|"]
@@ -252,6 +271,17 @@ def _spoken(result: Measured) -> Rows:
             rows.append((f"one {what} behind {CONTEXT}, {threads}", f"{told}; {reading}"))
         rows.append((f"of a frame the audio head, {threads}", f"{speed.head_ms.median:.0f} ms"))
     return rows
+
+
+def _solved(result: Measured) -> Rows:
+    if result.solved is None:
+        return []
+    layer, head = (result.solved.seconds(graph) / 60 for graph in ("decoder", "audio_head"))
+    return [
+        (f"GPTQ of one decoder layer, {CALIBRATION} positions, extrapolated", f"{layer:.1f} minutes of processor"),
+        (f"of {result.layers} layers / of the audio head", f"{result.layers * layer:.0f} / {head:.0f} minutes"),
+        ("peak resident memory while matrices are solved", _gb(result.solved.run.resident)),
+    ]
 
 
 def _gb(nbytes: int) -> str:

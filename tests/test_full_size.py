@@ -25,7 +25,8 @@ from tests.full_size_checkpoint import (
     write_checkpoint,
     write_configs,
 )
-from tests.tiny import CHECKPOINT
+from tests.full_size_gptq import measure
+from tests.tiny import CHECKPOINT, golden_config
 from tests.watched import watched
 
 FOLDER = "EDGEOMNI_FULL_SIZE"  # names the folder in which the real thing is measured
@@ -93,6 +94,18 @@ def test_memory_of_a_process_is_told_by_kind(tmp_path: Path) -> None:
 def test_a_process_that_fails_is_told_with_what_it_printed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="ended with 3:\nno luck"):
         watched([sys.executable, "-c", "print('no luck'); raise SystemExit(3)"], tmp_path)
+
+
+def test_every_matrix_that_gptq_solves_is_counted_with_its_time() -> None:
+    found = measure({}, rows=16, positions=16)
+    config = golden_config()
+    layers, depths = (
+        config.audio_config.audio_head_transformer_layers,
+        len(config.audio_config.vq_config.codebook_sizes),
+    )
+    assert sum(row.count for row in found if row.graph == "audio_head") == layers * (2 + 2 * depths)
+    assert sum(row.count for row in found if row.graph == "decoder") == 5 * config.decoder.num_hidden_layers
+    assert all(row.seconds > 0 for row in found)
 
 
 @pytest.mark.slow
