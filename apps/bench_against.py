@@ -32,7 +32,7 @@ TEXT = (
     "The river rises in the hills behind the village, runs past the old mill and the school, and meets the sea at the "
     "harbour, where every morning the boats come in with fish. Two friends walk along it on Sundays and count birds. "
 )
-# What each is imported as, and what to install for it.
+# The packages that each needs, and what installs them.
 PEERS: dict[str, tuple[tuple[str, ...], str]] = {
     "llama.cpp": (("llama-cpp-python", "gguf"), "llama-cpp-python gguf"),
     "onnxruntime-genai": (("onnxruntime-genai",), "onnxruntime-genai"),
@@ -186,7 +186,7 @@ def gguf_forms(bundle: Path, folder: Path) -> Iterator[Variant]:
     from apps.bench_model import read_text_model
 
     model = read_text_model(bundle)
-    forms = {4: ("Q4_0", "Q4_1"), 8: ("Q8_0",)}.get(model.bits, ("F32",))
+    forms = {4: ("Q4_0", "Q4_1") if model.symmetric else ("Q4_1",), 8: ("Q8_0",)}.get(model.bits, ("F32",))
     for form in forms:
         path = folder / f"{form}.gguf"
         write_gguf(model, path, "Q4_1" if form == "Q4_1" else "Q4_0")
@@ -221,7 +221,7 @@ FORMS: dict[str, Callable[[Path, Path], Iterator[Variant]]] = {
 @contextmanager
 def process(variant: Variant, threads: int) -> Iterator[subprocess.Popen[str]]:
     """A program's own process, ready. EdgeOmniError with what it said if it does not start."""
-    arguments = (variant.program, str(variant.model), str(threads), str(PREFILL + TOKENS), variant.extra)
+    arguments = (variant.program, str(variant.model.resolve()), str(threads), str(PREFILL + TOKENS), variant.extra)
     pinned = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryFile("w+") as said:
         child = subprocess.Popen(

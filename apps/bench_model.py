@@ -46,6 +46,11 @@ class TextModel:
         """The fewest bits that a matrix of a layer is stored with; 32 for floats."""
         return min(matrix.bits if isinstance(matrix, Quantized) else 32 for matrix in self.matrices.values())
 
+    @property
+    def symmetric(self) -> bool:
+        """Whether no matrix has zero points."""
+        return not any(isinstance(matrix, Quantized) and matrix.zeros is not None for matrix in self.matrices.values())
+
     def projections(self) -> Iterator[tuple[int, str, Matrix]]:
         """(layer, name in Llama, matrix) of all matrices of the layers; the packed query, key and value come apart."""
         for layer in range(self.layers):

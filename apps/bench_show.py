@@ -11,6 +11,7 @@ from apps.bench_turn import Turn
 
 def show(result: Bench) -> None:
     """The result for people."""
+    tables.line(f"{result.bundle}: {result.recipe or 'floats'}, {tables.size(result.weight_bytes)} of weights")
     tables.line(_machine(result.machine))
     for shown in (_starts(result), _prefill(result), _decode(result), _roofline(result), _frames(result)):
         _print(shown)

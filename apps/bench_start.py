@@ -29,7 +29,8 @@ class Start:
 
 def start(bundle: Path, threads: int, cache: Path | None) -> Start:
     """Open `bundle` in a fresh process. EdgeOmniError if that fails."""
-    command = [sys.executable, "-m", "apps.bench_start", str(bundle), str(threads), *([str(cache)] if cache else [])]
+    at = [str(bundle.resolve()), str(threads), *([str(cache.resolve())] if cache else [])]
+    command = [sys.executable, "-m", "apps.bench_start", *at]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     if done.returncode:
         raise EdgeOmniError(f"{bundle} could not be opened in a process of its own:\n{done.stderr.strip()}")

@@ -141,6 +141,11 @@ def test_a_start_counts_private_and_mapped_memory(int4: Path, tmp_path: Path) ->
     assert list((tmp_path / "cache").iterdir())
 
 
+def test_a_bundle_may_be_named_from_where_one_stands(int4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(int4.parent)
+    assert start(Path(int4.name), 1, None).seconds > 0
+
+
 def test_a_bundle_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(EdgeOmniError, match=r"could not be opened in a process of its own:\n[\s\S]*is not a bundle"):
         start(tmp_path, 1, None)

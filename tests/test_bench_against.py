@@ -12,7 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps import bench_against as module
-from apps.bench_against import OURS, PEERS, Running, Variant, against, agreement, parameters, prepare, process
+from apps.bench_against import (
+    OURS,
+    PEERS,
+    Running,
+    Variant,
+    against,
+    agreement,
+    gguf_forms,
+    parameters,
+    prepare,
+    process,
+)
 from apps.bench_audio_head import Spread
 from apps.bench_floor import floor_config
 from apps.bench_genai import write_genai
@@ -122,6 +133,7 @@ def test_zero_points_fit_q4_1_alone(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, ours, atol=2e-3 * np.abs(ours).max())
     with pytest.raises(EdgeOmniError, match="Q4_0 holds 4 bits around 0, this is 4 bits with zero points"):
         write_gguf(model, tmp_path / "n.gguf", "Q4_0")
+    assert [variant.form for variant in gguf_forms(tmp_path / "zeros", tmp_path)] == ["Q4_1"]
 
 
 def test_groups_that_fill_no_block_are_refused() -> None:
@@ -183,7 +195,8 @@ def test_without_other_programs_ours_is_measured_and_the_others_named(
     for name, value in (("PREFILL", 24), ("CONTEXT", 8), ("TOKENS", 3)):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(module, "installed", lambda peer: None)
-    result = against(int4, list(PEERS), threads=(1,), rounds=2)
+    monkeypatch.chdir(int4.parent)
+    result = against(Path(int4.name), list(PEERS), threads=(1,), rounds=2)
     (row,) = result.measured
     assert row.name == "edgeomni int4-rtn" and row.same_tokens == 1
     assert row.prefill_ms.median > 0 and row.decode_ms.median > 0 and row.private_bytes > 0
