@@ -32,7 +32,7 @@ from tests.watched import Watched, watched
 
 T = TypeVar("T")
 
-NEEDED = {True: 20e9, False: 45e9}  # bytes of disk at the worst moment, with one layer of each kind or with all
+NEEDED = {True: 12e9, False: 45e9}  # bytes of disk at the worst moment, with one layer of each kind or with all
 CONTEXT = 128  # positions behind which decoding is timed
 ROUNDS = 5
 
