@@ -9,7 +9,7 @@ at full width, `--recipe` with another recipe. Weights are random, so that only 
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -19,8 +19,8 @@ import typer
 from pydantic import TypeAdapter
 
 from apps.bench import Machine, machine
-from apps.bench_audio_head import Spread, spread
-from apps.bench_rounds import Reader, Speaker
+from apps.bench_audio_head import Timing, spread
+from apps.bench_rounds import Clock, Reader, Speaker
 from apps.bench_start import Start, start
 from runtime.bundle import read_bundle
 from runtime.engine import Engine
@@ -73,16 +73,16 @@ class Starts:
 
 @dataclass(frozen=True)
 class Pace:
-    """Milliseconds of something, and those of reading the `nbytes` of weights that it reads, in the same rounds."""
+    """What something takes, and what reading the `nbytes` of weights that it reads takes, in the same rounds."""
 
     nbytes: int
-    taken: Spread
-    reading: Spread
+    taken: Timing
+    reading: Timing
 
     @property
     def share(self) -> float:
-        """How near it comes to what memory allows."""
-        return self.reading.median / self.taken.median
+        """How near it comes to what memory allows; of processor time, since other programs disturb that less."""
+        return self.reading.cpu_ms.median / self.taken.cpu_ms.median
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Speed:
     threads: int
     token: Pace
     frame: Pace
-    head_ms: Spread  # the audio head's part of a frame
+    head: Timing  # the audio head's part of a frame
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,15 @@ class Run:
         decoder, lm_head, head = (
             bytes_read(self.bundle / graphs[n].file) for n in ("decoder", "lm_head", "audio_head")
         )
-        speaker, reader, rounds = Speaker(engine, CONTEXT), Reader(decoder + lm_head), []
-        for _ in range(ROUNDS + 1):
-            reading, decode = reader.read(decoder + lm_head, threads), speaker.decode()
-            frame, of_head = speaker.audio_frame()
-            rounds.append((reading[0], decode[0], reader.read(decoder + head, threads)[0], frame[0], of_head[0]))
-        token_read, token, frame_read, frame, of_head = (spread(list(c)) for c in zip(*rounds[1:], strict=True))
+        speaker, reader = Speaker(engine, CONTEXT), Reader(decoder + lm_head)
+        rounds = [
+            (
+                reader.read(decoder + lm_head, threads), speaker.decode(),
+                reader.read(decoder + head, threads), *speaker.audio_frame(),
+            )
+            for _ in range(ROUNDS + 1)
+        ]  # fmt: skip
+        token_read, token, frame_read, frame, of_head = map(timing, zip(*rounds[1:], strict=True))
         return Speed(
             threads, Pace(decoder + lm_head, token, token_read), Pace(decoder + head, frame, frame_read), of_head
         )
@@ -199,6 +202,11 @@ class Run:
     def solve(self) -> Solved:
         run = watched([sys.executable, "-m", "tests.full_size_gptq"], self.folder)
         return Solved(run, MATRICES.validate_json((self.folder / "output.txt").read_bytes()))
+
+
+def timing(clocks: Sequence[Clock]) -> Timing:
+    wall, processor = zip(*clocks, strict=True)
+    return Timing(spread(list(wall)), spread(list(processor)))
 
 
 def bytes_read(path: Path) -> int:
@@ -266,10 +274,9 @@ def _spoken(result: Measured) -> Rows:
     for speed in result.speeds or ():
         threads = f"{speed.threads} thread" + "s" * (speed.threads > 1)
         for what, pace in (("token", speed.token), ("audio frame", speed.frame)):
-            told = f"{pace.taken.median:.0f} ms ({pace.taken.low:.0f} to {pace.taken.high:.0f})"
-            reading = f"reading its {_gb(pace.nbytes)} alone takes {pace.reading.median:.0f} ms: {pace.share:.0%}"
-            rows.append((f"one {what} behind {CONTEXT}, {threads}", f"{told}; {reading}"))
-        rows.append((f"of a frame the audio head, {threads}", f"{speed.head_ms.median:.0f} ms"))
+            reading = f"reading its {_gb(pace.nbytes)} alone takes {_ms(pace.reading)}: {pace.share:.0%} of the limit"
+            rows.append((f"one {what} behind {CONTEXT}, {threads}", f"{_ms(pace.taken)}; {reading}"))
+        rows.append((f"of a frame the audio head, {threads}", _ms(speed.head)))
     return rows
 
 
@@ -282,6 +289,11 @@ def _solved(result: Measured) -> Rows:
         (f"of {result.layers} layers / of the audio head", f"{result.layers * layer:.0f} / {head:.0f} minutes"),
         ("peak resident memory while matrices are solved", _gb(result.solved.run.resident)),
     ]
+
+
+def _ms(timing: Timing) -> str:
+    wall, processor = timing.wall_ms, timing.cpu_ms
+    return f"{wall.median:.0f} ms ({wall.low:.0f} to {wall.high:.0f}), {processor.median:.0f} ms of processor"
 
 
 def _gb(nbytes: int) -> str:
