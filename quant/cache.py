@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quant.attention import remember_in_8_bits
 from quant.examples import BUILT_IN, Calibrating, conversation
 from quant.rewrite import open_graph, save_graph
-from runtime.bundle import MANIFEST, Graph, Manifest, Port, describe_file, write_manifest
+from runtime.bundle import Graph, Manifest, Port, describe_file, write_manifest
 from runtime.bundle_writer import link, refuse_target, writing
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
@@ -101,7 +101,7 @@ def write(bundle: Path, folder: Path, manifest: Manifest, met: Met, standalone: 
     remember_in_8_bits(model, {name: scales(largest) for name, largest in met.peaks.items()})
     save_graph(model, folder / graph.file)
     for file in manifest.files:
-        if file.path not in (graph.file, MANIFEST) and (standalone or link(bundle / file.path, folder) is None):
+        if file.path != graph.file and (standalone or link(bundle / file.path, folder) is None):
             shutil.copyfile(bundle / file.path, folder / file.path)
     changed = describe_file(folder, graph.file)
     manifest = replace(
