@@ -34,7 +34,10 @@ THEIRS = {
 ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
-    ("quant", "onnx_ir"): {"quant/attention.py", "quant/mixing.py", "quant/rewrite.py", "quant/taps.py"},
+    ("quant", "onnx_ir"): {"quant/attention.py", "quant/mixing.py", "quant/rewrite.py", "quant/stages.py"}
+    | {"quant/taps.py"},
+    ("quant", "onnxruntime"): {"quant/examples.py"},
+    ("quant", "PIL"): {"quant/synthetic.py"},
     ("quant", "faster_whisper"): {"quant/recognise.py"},
     ("quant", "jiwer"): {"quant/wer.py"},
     ("quant", "yaml"): {"quant/suites/ultraeval.py"},
