@@ -327,7 +327,7 @@ def compare(
 ) -> None:
     """Measure what a smaller bundle loses against its reference, and in which graph."""
     from apps.compare_command import Settings, compare_command, show
-    from apps.findings import report_record
+    from apps.report.findings import report_record
     from apps.turn_sources import turn_sources
     from quant.limits import Limits
 
@@ -431,8 +431,10 @@ def bench(
     """Measure a bundle on this CPU: starts and memory, prefill, decode, overhead, bandwidth, a whole turn."""
     from dataclasses import asdict
 
-    from apps import bench as benchmark
-    from apps import bench_against, bench_show, tables
+    from apps import tables
+    from apps.bench import against as bench_against
+    from apps.bench import bench as benchmark
+    from apps.bench import show as bench_show
 
     with tables.waiting("measuring", quiet=as_json) as status:
         shown = (lambda doing: None) if status is None else status.update

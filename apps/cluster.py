@@ -16,11 +16,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing leaves the mach
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from quant.each_turn import Pair, Progress, Spread, Work
+from quant.comparison.each_turn import Pair, Progress, Spread, Work
+from quant.comparison.record import Fed, Live
+from quant.comparison.stored import Stored
 from quant.limits import Limits
 from quant.observe import Observed
-from quant.record import Fed, Live
-from quant.stored import Stored
 from quant.turn import Turn
 from runtime.bundle import MANIFEST, sha256_of
 from runtime.errors import EdgeOmniError

@@ -6,23 +6,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from apps import findings, report, tables
-from apps.beside import beside, read_reports
-from apps.beside import refuse_unlike as refuse_others
+from apps import tables
 from apps.doctor import cache_folder, examine
-from apps.side_by_side import LISTED, degenerate, pairs
+from apps.report import findings, report
+from apps.report.beside import beside, read_reports
+from apps.report.beside import refuse_unlike as refuse_others
+from apps.report.side_by_side import LISTED, degenerate, pairs
 from apps.turn_sources import TurnSources
-from quant.compare import Comparison, Machine, compare, refuse_unlike
-from quant.each_turn import Spread, serially
-from quant.gates import read_gates
+from quant.comparison.compare import Comparison, Machine, compare, refuse_unlike
+from quant.comparison.each_turn import Spread, serially
+from quant.comparison.gates import read_gates
+from quant.comparison.memory import Memory, Task, measured
+from quant.comparison.recognise import Recogniser, recogniser
+from quant.comparison.record import Live, Reference, Side, side
+from quant.comparison.stored import REFERENCE, TOP_K, Stored
+from quant.comparison.stored import record as store
+from quant.comparison.verdict import verdict
 from quant.limits import Limits
-from quant.memory import Memory, Task, measured
 from quant.observe import Observed
-from quant.recognise import Recogniser, recogniser
-from quant.record import Live, Reference, Side, side
-from quant.stored import REFERENCE, TOP_K, Stored
-from quant.stored import record as store
-from quant.verdict import verdict
 from runtime.bundle import read_bundle
 from runtime.errors import EdgeOmniError
 from runtime.session import Options

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from quant.suites import SUITES, read_suite
+from quant.comparison.suites import SUITES, read_suite
 from quant.turn import DEFAULT, Turn, lacking, read_turns, refuse_unfit
 from runtime.bundle import Manifest, sha256_of
 from runtime.errors import EdgeOmniError

@@ -15,7 +15,7 @@ from runtime.errors import EdgeOmniError
 DEFAULT = Path(__file__).parent / "turns" / "default.jsonl"
 LISTED = 20  # mistakes that are told one by one
 
-# How an answer is judged (quant/score.py). "judge": only by another model, so not here.
+# How an answer is judged (quant/comparison/score.py). "judge": only by another model, so not here.
 Metric = Literal["contains", "exists", "prefix", "letter", "option", "omnibench", "wer", "cer", "judge"]
 
 

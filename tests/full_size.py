@@ -18,10 +18,10 @@ import onnx_ir as ir
 import typer
 from pydantic import TypeAdapter
 
-from apps.bench import Machine, machine
-from apps.bench_audio_head import Timing, spread
-from apps.bench_rounds import Clock, Reader, Speaker
-from apps.bench_start import Start, start
+from apps.bench.audio_head import Timing, spread
+from apps.bench.bench import Machine, machine
+from apps.bench.rounds import Clock, Reader, Speaker
+from apps.bench.start import Start, start
 from runtime.bundle import read_bundle
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError

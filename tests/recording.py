@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quant.recognise import Recogniser, recogniser
+from quant.comparison.recognise import Recogniser, recogniser
 from runtime.audio import load_mono
 
 BECKETT = "Ever tried. Ever failed. No matter. Try again. Fail again. Fail better."

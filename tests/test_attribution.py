@@ -10,19 +10,19 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from quant.advice import Advice, advice, line_of
 from quant.cache import quantize_cache
-from quant.compare import Comparison, compare
-from quant.each_turn import varied
-from quant.mixing import Mixer
+from quant.comparison.advice import Advice, advice, line_of
+from quant.comparison.compare import Comparison, compare
+from quant.comparison.each_turn import varied
+from quant.comparison.mixing import Mixer
+from quant.comparison.record import Live, all_feeds
+from quant.comparison.verdict import verdict
+from quant.comparison.within import BLOCKS, Loss, by_kind, by_layers
 from quant.observe import Observed
 from quant.quantize import quantize
-from quant.record import Live, all_feeds
 from quant.scheme import parse_recipe, read_recipe
 from quant.taps import Model, in_memory, load
 from quant.turn import Turn
-from quant.verdict import verdict
-from quant.within import BLOCKS, Loss, by_kind, by_layers
 from runtime.bundle import read_bundle
 from runtime.session import InMemory, Options
 from tests import tiny_llama

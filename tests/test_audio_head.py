@@ -15,7 +15,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnxscript import nn
 
-from apps.bench_audio_head import bench_audio_head, greedy_frame, weights_read
+from apps.bench.audio_head import bench_audio_head, greedy_frame, weights_read
 from export.audio_head import HeadShape, audio_head, headnorm_tap, layer_tap, logits_tap, score_sizes, unrolled
 from export.decoder import embed_audio
 from export.draw import Draw, scores_tap

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from apps import bench as module
-from apps import bench_rounds, bench_turn
-from apps.bench import STARTS, Bench, bench, record
-from apps.bench_audio_head import Spread
-from apps.bench_floor import node_kinds, write_floor
-from apps.bench_rounds import TOKENS, Case, Decode, Prefill, Reader, Speaker, moved_bytes
-from apps.bench_show import show
-from apps.bench_start import Start, start
-from apps.bench_turn import TEXT_TOKENS, TimedEngine, measure_turn
+from apps.bench import bench as module
+from apps.bench import rounds as bench_rounds
+from apps.bench import turn as bench_turn
+from apps.bench.audio_head import Spread
+from apps.bench.bench import STARTS, Bench, bench, record
+from apps.bench.floor import node_kinds, write_floor
+from apps.bench.rounds import TOKENS, Case, Decode, Prefill, Reader, Speaker, moved_bytes
+from apps.bench.show import show
+from apps.bench.start import Start, start
+from apps.bench.turn import TEXT_TOKENS, TimedEngine, measure_turn
 from export.convert import export
 from quant.quantize import quantize
 from quant.scheme import read_recipe
@@ -124,7 +125,7 @@ def test_the_floor_has_the_nodes_and_the_vocabulary_of_the_bundle(quantized: boo
 
 
 def test_a_floor_with_other_nodes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from apps import bench_floor
+    from apps.bench import floor as bench_floor
 
     config = bench_floor.floor_config(tiny_llama.bundle(), read_bundle(tiny_llama.bundle()))
     monkeypatch.setattr(bench_floor, "floor_config", lambda *_: replace(config, num_hidden_layers=1))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps import bench_against as module
-from apps.bench_against import (
+from apps.bench import against as module
+from apps.bench.against import (
     OURS,
     PEERS,
     Running,
@@ -24,12 +24,12 @@ from apps.bench_against import (
     prepare,
     process,
 )
-from apps.bench_audio_head import Spread
-from apps.bench_floor import floor_config
-from apps.bench_genai import write_genai
-from apps.bench_gguf import q4, write_gguf
-from apps.bench_model import floats, half_apart, read_text_model, refuse, rope_theta, side_by_side
-from apps.bench_show import show_against
+from apps.bench.audio_head import Spread
+from apps.bench.floor import floor_config
+from apps.bench.genai import write_genai
+from apps.bench.gguf_file import q4, write_gguf
+from apps.bench.model import floats, half_apart, read_text_model, refuse, rope_theta, side_by_side
+from apps.bench.show import show_against
 from export.convert import export
 from export.decoder import rotary_tables
 from quant.affine import Quantized
@@ -175,7 +175,7 @@ def test_transformers_computes_what_the_bundle_does(interleaved: bool, from_gguf
     """The one from safetensors has a rotary base that is not transformers' default."""
     import torch
 
-    from apps.bench_transformers import load
+    from apps.bench.transformers_model import load
 
     export(tiny_llama.save(tmp_path / "checkpoint", rope_theta=500.0), tmp_path / "bundle", random=True)
     bundle = from_gguf if interleaved else tmp_path / "bundle"

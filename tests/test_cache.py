@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from apps.cli import app
 from quant.cache import LEAST, ROOM, meet, quantize_cache, scales
+from quant.comparison.metrics import kl_divergence
 from quant.examples import BUILT_IN, Calibrating
-from quant.metrics import kl_divergence
 from quant.quantize import quantize
 from quant.scheme import read_recipe
 from quant.turn import Turn

@@ -12,11 +12,11 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from apps.findings import report_record
-from quant.compare import Comparison, compare
-from quant.each_turn import Spread, serially
-from quant.record import Live
-from quant.stored import Stored, record
+from apps.report.findings import report_record
+from quant.comparison.compare import Comparison, compare
+from quant.comparison.each_turn import Spread, serially
+from quant.comparison.record import Live
+from quant.comparison.stored import Stored, record
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
 from tests.test_compare import MACHINE, float_bundle, small_bundle, turns

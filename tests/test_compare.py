@@ -11,19 +11,19 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from quant import defects, gates, stored
 from quant.answer import Answer, Taken
-from quant.compare import Comparison, Machine, compare
-from quant.figures import TurnResult, answer_figures, known
+from quant.comparison import defects, gates, stored
+from quant.comparison.compare import Comparison, Machine, compare
+from quant.comparison.figures import TurnResult, answer_figures, known
+from quant.comparison.record import Live, choices
+from quant.comparison.stored import Stored
+from quant.comparison.task_figures import task_figures
+from quant.comparison.verdict import verdict
 from quant.limits import Limits
 from quant.observe import Observed
 from quant.quantize import quantize
-from quant.record import Live, choices
 from quant.scheme import parse_recipe, read_recipe
-from quant.stored import Stored
-from quant.task_figures import task_figures
 from quant.turn import DEFAULT, Turn, read_turns, refuse_unfit
-from quant.verdict import verdict
 from runtime.audio import write_wav
 from runtime.bundle import read_bundle, write_manifest
 from runtime.errors import EdgeOmniError

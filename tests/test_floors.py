@@ -34,25 +34,25 @@ THEIRS = {
 ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
-    ("quant", "onnx_ir"): {"quant/attention.py", "quant/mixing.py", "quant/rewrite.py", "quant/stages.py"}
+    ("quant", "onnx_ir"): {"quant/attention.py", "quant/comparison/mixing.py", "quant/rewrite.py", "quant/stages.py"}
     | {"quant/taps.py"},
     ("quant", "onnxruntime"): {"quant/examples.py"},
     ("quant", "PIL"): {"quant/synthetic.py"},
-    ("quant", "faster_whisper"): {"quant/recognise.py"},
-    ("quant", "jiwer"): {"quant/wer.py"},
-    ("quant", "yaml"): {"quant/suites/ultraeval.py"},
+    ("quant", "faster_whisper"): {"quant/comparison/recognise.py"},
+    ("quant", "jiwer"): {"quant/comparison/wer.py"},
+    ("quant", "yaml"): {"quant/comparison/suites/ultraeval.py"},
     ("apps", "starlette"): {"apps/server.py"},
     ("apps", "uvicorn"): {"apps/server.py"},
-    ("apps", "matplotlib"): {"apps/report.py"},
+    ("apps", "matplotlib"): {"apps/report/report.py"},
     ("apps", "ray"): {"apps/cluster.py"},
-    ("apps", "PIL"): {"apps/bench_turn.py", "apps/spectrogram.py"},
+    ("apps", "PIL"): {"apps/bench/turn.py", "apps/report/spectrogram.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
-    ("apps", "onnx_ir"): {"apps/bench_floor.py", "apps/bench_genai.py"},
-    ("apps", "gguf"): {"apps/bench_gguf.py"},
-    ("apps", "llama_cpp"): {"apps/bench_peer.py"},
-    ("apps", "onnxruntime_genai"): {"apps/bench_peer.py"},
-    ("apps", "torch"): {"apps/bench_peer.py", "apps/bench_transformers.py"},
-    ("apps", "transformers"): {"apps/bench_peer.py", "apps/bench_transformers.py"},
+    ("apps", "onnx_ir"): {"apps/bench/floor.py", "apps/bench/genai.py"},
+    ("apps", "gguf"): {"apps/bench/gguf_file.py"},
+    ("apps", "llama_cpp"): {"apps/bench/peer.py"},
+    ("apps", "onnxruntime_genai"): {"apps/bench/peer.py"},
+    ("apps", "torch"): {"apps/bench/peer.py", "apps/bench/transformers_model.py"},
+    ("apps", "transformers"): {"apps/bench/peer.py", "apps/bench/transformers_model.py"},
 }
 
 

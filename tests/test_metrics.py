@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 pytest.importorskip("scipy")
 
-from quant import metrics
+from quant.comparison import metrics
 
 
 def logits(positions: int = 3, vocab: int = 9) -> st.SearchStrategy[np.ndarray]:

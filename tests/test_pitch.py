@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quant.pitch import HIGHEST, HOP, LOWEST, WINDOW, f0, pitch_error
+from quant.comparison.pitch import HIGHEST, HOP, LOWEST, WINDOW, f0, pitch_error
 from runtime.audio import resample
 from tests.recording import beckett
 

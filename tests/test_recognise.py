@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from quant.recognise import Command, Transcriber, Whisper, language_of, recogniser
-from quant.wer import word_errors
+from quant.comparison.recognise import Command, Transcriber, Whisper, language_of, recogniser
+from quant.comparison.wer import word_errors
 from runtime.errors import EdgeOmniError
 from tests import tiny_llama
 from tests.recording import BECKETT, beckett, whisper

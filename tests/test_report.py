@@ -15,12 +15,12 @@ pytest.importorskip("scipy")
 
 from typer.testing import CliRunner
 
-from apps import beside, findings, plots, report
 from apps.cli import app
+from apps.report import beside, findings, plots, report
 from quant.answer import Answer
-from quant.pareto import Tried, beaten_by, front
+from quant.comparison.pareto import Tried, beaten_by, front
+from quant.comparison.verdict import verdict
 from quant.turn import Turn
-from quant.verdict import verdict
 from runtime.errors import EdgeOmniError
 from tests.test_compare import compared, small_bundle
 from tests.tiny import omni_bundle

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("jiwer")
 
-from quant.score import last_option_named, option_named, score
+from quant.comparison.score import last_option_named, option_named, score
 from quant.turn import Metric, Turn
 
 OPTIONS = {"A": "a red bus", "B": "a blue tram", "C": "a boat"}

@@ -2,7 +2,7 @@
 
 import pytest
 
-from quant.scripts import foreign, scripts
+from quant.comparison.scripts import foreign, scripts
 
 
 @pytest.mark.parametrize(

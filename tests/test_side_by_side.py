@@ -12,19 +12,20 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from apps import compare_command, findings, report, side_by_side, sound_report
+from apps import compare_command
 from apps.cli import app
-from apps.spectrogram import HIGH, WIDEST, spectrogram
-from quant import stored
+from apps.report import findings, report, side_by_side, sound_report
+from apps.report.spectrogram import HIGH, WIDEST, spectrogram
 from quant.answer import Answer
-from quant.compare import Comparison, compare
-from quant.cost import cost, percentiles
-from quant.each_turn import streamed_error
-from quant.memory import Memory, Task, measured
-from quant.record import Live
-from quant.speech_figures import speech_figures
-from quant.spoken import heard
-from quant.stored import Stored
+from quant.comparison import stored
+from quant.comparison.compare import Comparison, compare
+from quant.comparison.cost import cost, percentiles
+from quant.comparison.each_turn import streamed_error
+from quant.comparison.memory import Memory, Task, measured
+from quant.comparison.record import Live
+from quant.comparison.speech_figures import speech_figures
+from quant.comparison.spoken import heard
+from quant.comparison.stored import Stored
 from runtime.errors import EdgeOmniError
 from runtime.events import Timings
 from tests import tiny_llama

@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from quant import defects
 from quant.answer import Answer, Taken
-from quant.figures import Figure, TurnResult
-from quant.speech_figures import speech_figures
-from quant.speech_verdict import speech_sentences
-from quant.spoken import heard, spoken
+from quant.comparison import defects
+from quant.comparison.figures import Figure, TurnResult
+from quant.comparison.speech_figures import speech_figures
+from quant.comparison.speech_verdict import speech_sentences
+from quant.comparison.spoken import heard, spoken
 from quant.turn import Turn
 from runtime.audio import resample
 from runtime.errors import EdgeOmniError

@@ -14,23 +14,23 @@ pytest.importorskip("jiwer")
 
 from typer.testing import CliRunner
 
-from apps import suite_report
 from apps.cli import app
+from apps.report import suite_report
 from apps.turn_sources import turn_sources
-from quant import stored
 from quant.answer import Answer
-from quant.compare import Comparison, compare
-from quant.figures import TurnResult
-from quant.gates import judge, read_gates
+from quant.comparison import stored
+from quant.comparison.compare import Comparison, compare
+from quant.comparison.figures import TurnResult
+from quant.comparison.gates import judge, read_gates
+from quant.comparison.record import Live
+from quant.comparison.stored import Stored
+from quant.comparison.suites import read_suite
+from quant.comparison.task_figures import holm, items_of, task_figures
+from quant.comparison.task_verdict import task_sentences
+from quant.comparison.verdict import verdict
 from quant.media import Embedded
 from quant.observe import Observed
-from quant.record import Live
-from quant.stored import Stored
-from quant.suites import read_suite
-from quant.task_figures import holm, items_of, task_figures
-from quant.task_verdict import task_sentences
 from quant.turn import Metric, Turn, refuse_unfit
-from quant.verdict import verdict
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
 from tests import smollm2, suite_files

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("jiwer")
 
+from quant.comparison.suites import SUITES, drawn, read_suite
 from quant.media import Embedded
-from quant.suites import SUITES, drawn, read_suite
 from quant.turn import Turn
 from runtime.errors import EdgeOmniError
 from tests import suite_files

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("jiwer")
 
-from quant import wer
+from quant.comparison import wer
 
 
 @pytest.mark.parametrize(

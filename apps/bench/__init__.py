@@ -1,0 +1,1 @@
+"""Measures a bundle on this machine, alone and against other programs."""

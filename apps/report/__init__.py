@@ -1,0 +1,1 @@
+"""A comparison for people: terminal, page, Markdown; and for machines: JSON."""
