@@ -169,6 +169,13 @@ def test_a_token_moves_every_weight_of_decoder_and_head_and_the_cache() -> None:
     assert moved_bytes(manifest, 10) == expected
 
 
+def test_a_smaller_cache_moves_fewer_bytes_and_no_other_part_of_the_rotary_tables() -> None:
+    manifest = read_bundle(tiny_llama.bundle())
+    small = replace(manifest, cache=replace(manifest.cache, dtype="int8", calibrated_positions=1))
+    saved = 10 * (manifest.cache.bytes_per_position - small.cache.bytes_per_position)
+    assert moved_bytes(manifest, 10) - moved_bytes(small, 10) == saved > 0
+
+
 def test_a_share_of_bandwidth_is_the_time_of_reading_by_that_of_a_token() -> None:
     engine = Engine(tiny_llama.bundle(), Options(threads=1))
     case = Case(engine, engine, 3, Reader(1))

@@ -80,7 +80,8 @@ def moved_bytes(manifest: Manifest, positions: int) -> int:
     """Bytes that a token behind so many positions cannot do without reading."""
     graphs = manifest.graphs
     weights = sum(graphs[name].weight_bytes for name in ("decoder", "lm_head"))
-    rotary = 2 * manifest.cache.max_positions * (manifest.cache.head_dim // 2) * np.dtype(manifest.cache.dtype).itemsize
+    floats = next(port.dtype for port in graphs["decoder"].inputs if port.name == "inputs_embeds")
+    rotary = 2 * manifest.cache.max_positions * (manifest.cache.head_dim // 2) * np.dtype(floats).itemsize
     row = graphs["embed_tokens"].weight_bytes // manifest.vocab_size
     return weights - rotary + row + positions * manifest.cache.bytes_per_position
 
