@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from apps.bench.start import memory
+from quant.comparison.resident import resident
 
 
 class Program(Protocol):
@@ -152,7 +152,7 @@ def answer(program: Program, rewind: int, ids: list[int], count: int) -> dict[st
     while len(tokens) < count:
         tokens.append(program.read([tokens[-1]]))
     seconds = time.perf_counter() - wall, time.process_time() - processor
-    return {"wall_ms": 1e3 * seconds[0], "cpu_ms": 1e3 * seconds[1], "tokens": tokens, "memory": memory()}
+    return {"wall_ms": 1e3 * seconds[0], "cpu_ms": 1e3 * seconds[1], "tokens": tokens, "memory": resident()}
 
 
 def serve(name: str, model: str, threads: str, context: str, extra: str) -> None:

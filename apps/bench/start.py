@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from quant.comparison.resident import resident
 from runtime.errors import EdgeOmniError
 
 
@@ -42,16 +43,16 @@ def measure(bundle: Path, threads: int, cache: Path | None) -> Start:
     from runtime.engine import Engine
     from runtime.session import Options, give_back_freed
 
-    empty, began = memory(), time.perf_counter()
+    empty, began = resident(), time.perf_counter()
     engine = Engine(bundle, Options(threads=threads, prepack_cache=cache))
     give_back_freed()
-    read = memory()
+    read = resident()
     engine.open_all()
-    opened, seconds = memory(), time.perf_counter() - began
+    opened, seconds = resident(), time.perf_counter() - began
     context = engine.context()
     context.push(0)
     engine.session("lm_head").run(hidden=context.hidden())
-    token = memory()
+    token = resident()
     return Start(
         seconds=seconds,
         first_token_seconds=time.perf_counter() - began,
@@ -61,16 +62,6 @@ def measure(bundle: Path, threads: int, cache: Path | None) -> Start:
         mapped_after_token=token["RssFile"] - empty["RssFile"],
         peak=token["VmHWM"],
     )
-
-
-def memory() -> dict[str, int]:
-    """Bytes of this process by kind, as Linux counts them. EdgeOmniError elsewhere."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError as error:
-        raise EdgeOmniError(f"memory by kind is read from /proc/self/status, which is not there ({error})") from None
-    fields = dict(line.split(":", 1) for line in lines)
-    return {name: 1024 * int(fields[name].split()[0]) for name in ("RssAnon", "RssFile", "VmHWM")}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-STATUS = Path("/proc/self/status")  # where Linux counts memory by kind
+from quant.comparison.resident import STATUS, resident
+
 SECOND = 16000  # samples of noise that are heard, where the bundle listens
 
 
@@ -69,7 +70,7 @@ def measure(task: Task) -> Memory:
     from runtime.prompt import Audio, Part, Text
     from runtime.session import Options
 
-    empty, private = status()["VmHWM"], 0
+    empty, private = resident()["VmHWM"], 0
     folder, cache = Path(task.bundle), None if task.cache is None else Path(task.cache)
     engine = Engine(folder, Options(threads=task.threads, provider=read_bundle(folder).profile, prepack_cache=cache))
     engine.manifest = Limits(task.max_new, task.max_frames).of(engine.manifest)
@@ -78,14 +79,8 @@ def measure(task: Task) -> Memory:
     parts: Sequence[Part] = [*heard, Text("Tell me what you know about the sea.")]
     for spoken in (False, True) if engine.manifest.speech else (False,):
         for _ in Conversation.open(engine, seed=0).reply(parts, Choices(spoken=spoken, greedy=True)):
-            private = max(private, status()["RssAnon"])
-    return Memory(peak=status()["VmHWM"], private=private, empty=empty)
-
-
-def status() -> dict[str, int]:
-    """Bytes of this process by kind."""
-    fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return {name: 1024 * int(fields[name].split()[0]) for name in ("RssAnon", "VmHWM")}
+            private = max(private, resident()["RssAnon"])
+    return Memory(peak=resident()["VmHWM"], private=private, empty=empty)
 
 
 if __name__ == "__main__":
