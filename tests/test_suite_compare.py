@@ -193,6 +193,17 @@ def test_error_rates_are_judged_by_their_difference() -> None:
     assert "Cannot say that nothing was lost in s: the error rate" in sentence(few[:8])
 
 
+def test_a_single_transcription_that_became_worse_is_not_said_to_be_the_same() -> None:
+    said = sentence(results([("one two three four", "one two three for")], SPEECH))
+    assert "went from 0.00% to 25.00% on 1 item," in said and "differs" not in said
+
+
+def test_transcriptions_are_not_counted_among_the_data_sets_that_holm_corrects_for() -> None:
+    lost = results([("A", "B")] * 6 + [("A", "A")] * 20, CHOICE)
+    spoken = results([("one two three four", "one two three four")] * 5, replace(SPEECH, suite="t"))
+    assert "Holm" not in sentence([*lost, *spoken]) and "p = 0.0312)" in sentence([*lost, *spoken])
+
+
 def test_a_right_option_that_became_less_likely_is_told_although_no_answer_flipped() -> None:
     turn = replace(CHOICE, metric="letter")
     found = [

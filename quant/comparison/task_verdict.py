@@ -13,7 +13,7 @@ def task_sentences(figure: Look, results: Sequence[TurnResult], margin: float) -
     """Regression, no regression, or that so few cannot tell; p-values of several data sets are corrected for that."""
     suites = suites_of(results)
     names = {f"suite.{suite}": f" in {suite}" for suite in suites} or {"answers": ""}
-    tested = {name: p.value for name in names if (p := figure(f"{name}.mcnemar_p"))}
+    tested = {name: p.value for name in names if (p := _tested(figure, name))}
     adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
     if not tested and not suites:
         yield "No turn has an expected answer, so nothing is said about right and wrong."
@@ -25,6 +25,11 @@ def task_sentences(figure: Look, results: Sequence[TurnResult], margin: float) -
             yield from _options(figure, name, where)
         elif where:
             yield f"Not judged{where}: no answer is expected there, or only another model could tell which are right."
+
+
+def _tested(figure: Look, name: str) -> Figure | None:
+    """The p-value by which a data set is judged; None for transcriptions, whose error rates say more."""
+    return None if figure(f"{name}.error_rate_added") else figure(f"{name}.mcnemar_p")
 
 
 def _accuracy(figure: Look, name: str, where: str, margin: float, p: float, tests: int) -> str:
@@ -54,13 +59,15 @@ def _options(figure: Look, name: str, where: str) -> Iterator[str]:
 
 
 def _many(figure: Figure, where: str) -> str:
-    return f"{figure.count} {'items' if where else 'turns'}"
+    return f"{figure.count} {'item' if where else 'turn'}{'' if figure.count == 1 else 's'}"
 
 
 def _errors(figure: Look, name: str, where: str, margin: float) -> str:
     before, after, added = (figure(f"{name}.error_rate{which}") for which in ("_reference", "", "_added"))
     assert before is not None and after is not None and added is not None
-    change = f"the error rate went from {before.value:.2%} to {after.value:.2%} on {added.count} items"
+    change = f"the error rate went from {before.value:.2%} to {after.value:.2%} on {_many(added, where)}"
+    if added.value and (added.low is None or added.high is None):
+        return f"Cannot say whether it is chance{where}: {change}, by as much in each, which tells of no spread."
     if added.low is None or added.high is None:
         return (
             f"Cannot say that nothing was lost{where}: no transcription of {added.count} differs in how many errors it "
