@@ -17,7 +17,7 @@ from quant.comparison.each_turn import varied
 from quant.comparison.mixing import Mixer
 from quant.comparison.record import Live, all_feeds
 from quant.comparison.verdict import verdict
-from quant.comparison.within import BLOCKS, Loss, by_kind, by_layers
+from quant.comparison.within import BLOCKS, Loss, by_kind, by_layers, spread
 from quant.observe import Observed
 from quant.quantize import quantize
 from quant.scheme import parse_recipe, read_recipe
@@ -42,9 +42,14 @@ def made(recipe: str) -> Path:
     return folder
 
 
+def questions() -> tuple[Turn, ...]:
+    """Turns of one kind, and enough of them that a gain in all is surely one."""
+    return tuple(Turn(f"{word} there") for word in ("Hello", "Who is", "What is", "Say", "Go", "Look", "Stay", "Not"))
+
+
 @cache
 def one_matrix() -> Comparison:
-    return compare(Live(float_bundle(), turns()[:2]), opened(made(ONE_MATRIX)), MACHINE)
+    return compare(Live(float_bundle(), questions()), opened(made(ONE_MATRIX)), MACHINE)
 
 
 def losses(found: Comparison) -> tuple[Loss, ...]:
@@ -117,7 +122,7 @@ def test_a_text_model_is_attributed_within_its_decoder() -> None:
 def test_weights_are_attributed_also_where_the_candidate_remembers_in_8_bits() -> None:
     folder = Path(mkdtemp(prefix="edgeomni-test-")) / "both"
     quantize_cache(made(ONE_MATRIX), folder, options=Options(threads=1))
-    found = compare(Live(float_bundle(), turns()[:2]), opened(folder), MACHINE)
+    found = compare(Live(float_bundle(), questions()), opened(folder), MACHINE)
     assert [loss.weights for loss in losses(found)] == [("model.layers.1.mlp.down_proj.weight",)]
     of_weights = one_matrix().within
     assert of_weights is not None and found.within is not None
@@ -156,7 +161,7 @@ def test_advice_followed_costs_the_bytes_that_it_says_and_gives_most_of_what_it_
 
 
 def test_a_name_that_a_recipe_has_for_the_next_bits_is_used_and_the_best_for_its_bytes_comes_first() -> None:
-    found = compared().advice
+    found = compare(Live(float_bundle(), questions()), small_bundle(), MACHINE).advice
     assert [one.per_megabyte for one in found] == sorted((one.per_megabyte for one in found), reverse=True)
     assert all(line.endswith((' = "int8"', ' = "keep"')) for one in found for line in one.lines)
     assert any(one.lines == ('"model.layers.0.*" = "int8"',) for one in found)
@@ -191,3 +196,12 @@ def test_every_weight_is_in_one_kind_and_one_block_of_layers() -> None:
     assert len(blocks) == BLOCKS and "layer 0" in blocks and "layer 29" in blocks
     assert [*by_layers(names[:4])] == ["layer 0", "layer 1"]
     assert by_layers(names[:2]) == {} and by_layers(["lm_head.weight"]) == {}
+
+
+def test_choices_of_one_answer_count_as_one_drawing() -> None:
+    rng = np.random.default_rng(0)
+    apart = rng.normal(size=40)
+    each = spread(apart, np.arange(40))
+    assert each == pytest.approx(2.02 * apart.std(ddof=1) / np.sqrt(40), rel=1e-2)
+    assert spread(np.repeat(apart, 24), np.repeat(np.arange(40), 24)) == pytest.approx(each)
+    assert spread(apart, np.zeros(40, np.int64)) == np.inf

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from quant.answer import Taken
 from quant.comparison.figures import TurnResult
@@ -39,7 +40,7 @@ class Loss:
     weights: tuple[str, ...]
     alone: float  # the reference with these weights of the candidate
     without: float  # the candidate with these weights of the reference
-    error: float  # half the 95 % interval of what `without` wins back, over choices
+    error: float  # half the 95 % interval of what `without` wins back, over turns
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Within:
 class Passage:
     """What was read before the choices [n] or [n, codebooks] of one step, and between them."""
 
+    turn: int
     kind: str
     rows: NDArray[np.floating]  # [L, hidden]; the first choice comes after row `first`
     first: int
@@ -70,15 +72,15 @@ def lost_within(reference: Observed | None, candidate: Observed, results: Sequen
     if reference is None:
         return None
     answered = [result for result in results if result.reference.steps]
-    read = [passage for result in answered for passage in passages(reference, result)]
+    read = [passage for turn, result in enumerate(answered) for passage in passages(reference, result, turn)]
     trial = _Trial(reference, candidate, read)
     losses = tuple(trial.losses()) if read else ()
     if not losses:
         return None
-    return Within(mean(trial.whole), sum(len(passage.chosen) for passage in read), losses)
+    return Within(mean(trial.whole), len(trial.whole), losses)
 
 
-def passages(engine: Observed, result: TurnResult) -> Iterator[Passage]:
+def passages(engine: Observed, result: TurnResult, turn: int) -> Iterator[Passage]:
     """The steps of the reference's answer as rows that a decoder reads in one run."""
     context = engine.context()
     context.append(engine.prompt(result.turn))
@@ -88,7 +90,7 @@ def passages(engine: Observed, result: TurnResult) -> Iterator[Passage]:
         for token, row in _pushed(engine, step):
             context.push(token, row)
         rows = np.stack(context.tail[: first + len(chosen)])
-        yield Passage(step.kind, rows, first, chosen)
+        yield Passage(turn, step.kind, rows, first, chosen)
 
 
 def _pushed(engine: Observed, step: Taken) -> Iterator[tuple[int, NDArray[np.floating] | None]]:
@@ -122,6 +124,12 @@ class _Trial:
         return self._divergence(self._logits(self._theirs, self.their_heads))
 
     @cached_property
+    def _turns(self) -> NDArray[np.int64]:
+        """The turn of each divergence, [choices]."""
+        counts = [sum(map(len, streams)) for streams in self._wanted]
+        return np.repeat([passage.turn for passage in self.read], counts)
+
+    @cached_property
     def _ours(self) -> list[NDArray[np.floating]]:
         return self._hidden(self._session("decoder", self.reference))
 
@@ -153,7 +161,7 @@ class _Trial:
             for group, names in groups.items():
                 left = [name for name in every if name not in set(names)]
                 alone, without = self._alone(graph, mixer, names), self._left(graph, mixer, left)
-                error = spread(self.whole - without)
+                error = spread(self.whole - without, self._turns)
                 yield Loss(graph, group, by, tuple(names), mean(alone), mean(without), error)
 
     def _alone(self, graph: str, mixer: Mixer, names: Sequence[str]) -> Floats:
@@ -216,13 +224,18 @@ def mean(kl: Floats) -> float:
     return float(kl.mean()) if np.isfinite(kl).all() else float("inf")
 
 
-def spread(gains: Floats) -> float:
-    """Half the 95 % interval of a mean of paired differences [n], by their standard error."""
-    return float(1.96 * gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf")
+def spread(gains: Floats, turns: NDArray[np.int64]) -> float:
+    """Half the 95 % interval of a mean of paired differences [n] that were drawn turn by turn [n].
 
-
-def _text(hidden: NDArray[np.floating], heads: dict[str, Session]) -> list[NDArray[np.float32]]:
-    return [heads["lm_head"].run(hidden=hidden)["logits"]]
+    Choices of one answer resemble each other, so that their deviations are summed by turn before they are squared
+    (Liang and Zeger 1986), and few turns widen the interval as Student's t does. Infinite for a single turn.
+    """
+    clusters, places = np.unique(turns, return_inverse=True)
+    if len(clusters) < 2:
+        return float("inf")
+    sums = np.bincount(places, gains - gains.mean())
+    error = np.sqrt(np.square(sums).sum() * len(clusters) / (len(clusters) - 1)) / len(gains)
+    return float(stats.t.ppf(0.975, len(clusters) - 1) * error)
 
 
 def _kl(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Floats:
