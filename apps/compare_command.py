@@ -88,8 +88,8 @@ def compare_command(
     heard_by = _listener(listener, ours, theirs, settings.threads)
     report.prepare(folder)
     engine = settings.open(candidate, ours.limits)
-    machine = _machine(settings, "" if isinstance(ours, Stored) else settings.turns.sha256(ours.turns))
-    refuse_others(reports, ours.side, machine.turns_sha256, ours.limits)
+    machine = _machine(settings, _turns_sha256(ours, settings))
+    refuse_others(reports, ours.side, machine.turns_sha256, ours.limits, isinstance(ours, Stored))
     spread = _spread(cluster, engine.options)
     with tables.waiting("comparing", quiet) as status:
         if isinstance(ours, Live):
@@ -100,6 +100,13 @@ def compare_command(
         found = replace(found, tried=beside(found, reports))
     report.write(found, folder)
     return found
+
+
+def _turns_sha256(reference: Reference, settings: Settings) -> str:
+    """Of the turns that are asked; a stored reference says it of those that it brings, "" if it does not know."""
+    if isinstance(reference, Stored):
+        return reference.machine.turns_sha256 if reference.machine else ""
+    return settings.turns.sha256(reference.turns)
 
 
 def _spread(cluster: str | None, options: Options) -> Spread:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from apps.cli import app
 from apps.report import beside, findings, plots, report
 from quant.answer import Answer
+from quant.comparison.compare import Comparison
 from quant.comparison.pareto import Tried, beaten_by, front
 from quant.comparison.verdict import verdict
 from quant.turn import Turn
@@ -115,11 +116,15 @@ def test_a_recipe_that_another_beats_in_bytes_and_divergence_is_off_the_front() 
     assert beaten_by(tried("twin", 10, 1.0), every) is None  # as good as another is not worse
 
 
+def of_known_turns() -> Comparison:
+    return replace(compared(), machine=replace(compared().machine, turns_sha256="a" * 64))
+
+
 def test_earlier_reports_stand_beside_a_comparison_of_the_same_turns(tmp_path: Path) -> None:
-    found = compared()
+    found = of_known_turns()
     (tmp_path / "report.json").write_text(findings.as_json(found))
     reports = beside.read_reports([tmp_path])
-    beside.refuse_unlike(reports, found.reference, found.machine.turns_sha256, found.limits)
+    beside.refuse_unlike(reports, found.reference, found.machine.turns_sha256, found.limits, False)
     ours, earlier = beside.beside(found, reports)
     assert replace(earlier, folder="") == ours
     text = parsed(report.page(replace(found, tried=(ours, earlier)))).text
@@ -127,12 +132,14 @@ def test_earlier_reports_stand_beside_a_comparison_of_the_same_turns(tmp_path: P
 
 
 def test_reports_of_other_turns_references_and_limits_are_refused_all_at_once(tmp_path: Path) -> None:
-    found = compared()
+    found = of_known_turns()
     (tmp_path / "report.json").write_text(findings.as_json(found))
     reports = beside.read_reports([tmp_path])
     other, limits = replace(found.reference, manifest_sha256="0" * 64), replace(found.limits, max_new=7)
     with pytest.raises(EdgeOmniError, match=r"its reference was another, .* its turns were others, .*'max_new': 7"):
-        beside.refuse_unlike(reports, other, "1" * 64, limits)
+        beside.refuse_unlike(reports, other, "1" * 64, limits, False)
+    with pytest.raises(EdgeOmniError, match="held against a stored reference"):
+        beside.refuse_unlike(reports, found.reference, found.machine.turns_sha256, found.limits, True)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "report.json").write_text('{"figures": []}')
     with pytest.raises(EdgeOmniError, match=r"(?s)broken: no report of this version.*none: no report"):
@@ -156,6 +163,13 @@ def test_names_of_points_that_lie_close_do_not_cover_each_other_and_an_axis_may_
     assert plots.around([91.0, 153.0]) == (75.0, 175.0)
     assert plots.around([10.0, 153.0]) == (0.0, 200.0)
     assert plots.around([]) == (0.0, 1.0)
+
+
+def test_the_text_behind_the_longest_bar_stays_inside_the_picture() -> None:
+    text = "0.000237 / 0.00024 ± 5e-05"
+    drawn = plots.bar_plot([plots.Bar("a", 1.0, text), plots.Bar("b", 0.5, "short")], "KL")
+    start = float(drawn.split('class="value" x="')[1].split('"')[0])
+    assert start + 6.7 * len(text) < plots.WIDTH
 
 
 def test_a_curve_below_zero_is_drawn_from_its_lowest_value() -> None:
@@ -260,6 +274,22 @@ def test_a_record_takes_the_place_of_the_reference(tmp_path: Path) -> None:
     assert found["recogniser"] is None  # nobody need listen to random weights
     refused = CliRunner().invoke(app, [*compare, "--turns", str(tmp_path / "turns.jsonl")])
     assert "brings its own turns" in str(refused.exception)
+
+
+def test_records_of_other_turns_cannot_stand_beside_each_other(tmp_path: Path) -> None:
+    common = ["--max-new", "3", "--no-cache", "--threads", "1"]
+    for name in ("first", "second"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}"}}\n')
+        turns = ["--turns", str(tmp_path / f"{name}.jsonl")]
+        done = CliRunner().invoke(app, ["record", str(omni_bundle()), "-o", str(tmp_path / name), *turns, *common])
+        assert done.exit_code == 0, done.output
+    sides = [str(small_bundle().folder), "--swap-turns", "0", "--threads", "1", "--no-cache"]
+    done = CliRunner().invoke(app, ["compare", str(tmp_path / "first"), *sides, "--report", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    again = ["compare", str(tmp_path / "second"), *sides, "--report", str(tmp_path / "again")]
+    assert "its turns were others" in str(
+        CliRunner().invoke(app, [*again, "--beside", str(tmp_path / "out")]).exception
+    )
 
 
 def test_what_is_wrong_with_what_was_given_is_said_before_anything_runs(tmp_path: Path) -> None:

@@ -33,18 +33,24 @@ def read_reports(folders: Sequence[Path]) -> Reports:
     return found
 
 
-def refuse_unlike(reports: Reports, reference: Side, turns_sha256: str, limits: Limits) -> None:
-    """EdgeOmniError that names the reports which measured something else."""
-    asked = (reference.manifest_sha256, turns_sha256, vars(limits))
+def refuse_unlike(reports: Reports, reference: Side, turns_sha256: str, limits: Limits, is_stored: bool) -> None:
+    """EdgeOmniError that names the reports which measured something else, or the same in another way."""
+    asked = (reference.manifest_sha256, turns_sha256, vars(limits), is_stored)
     problems = [f"  {folder}: {', '.join(said)}" for folder, record in reports if (said := [*_unlike(record, *asked)])]
     if problems:
         raise EdgeOmniError("these reports cannot stand beside this one:\n" + "\n".join(problems))
 
 
-def _unlike(record: Mapping[str, Any], reference: str, turns: str, limits: dict[str, Any]) -> Iterator[str]:
+def _unlike(
+    record: Mapping[str, Any], reference: str, turns: str, limits: dict[str, Any], is_stored: bool
+) -> Iterator[str]:
     if record["reference"]["manifest_sha256"] != reference:
         yield f"its reference was another, {record['reference']['path']}"
-    if record["machine"]["turns_sha256"] != turns:
+    if record["reference"]["stored"] != is_stored:
+        yield "only one of the two was held against a stored reference, whose divergences are lower bounds"
+    if not turns:
+        yield "the stored reference does not say which turns it was asked, so that these may be others"
+    elif record["machine"]["turns_sha256"] != turns:
         yield "its turns were others"
     if record["limits"] != limits:
         yield f"its answers were limited to {record['limits']}, not {limits}"
@@ -70,7 +76,8 @@ def tried(found: Comparison) -> Tried:
 def tried_of(record: Mapping[str, Any], folder: Path) -> Tried:
     """The same of a report.json; KeyError where it lacks something."""
     values = {figure["name"]: figure["value"] for figure in record["figures"]}
-    _ = record["reference"]["manifest_sha256"], record["machine"]["turns_sha256"], record["limits"]
+    reference = record["reference"]
+    _ = reference["manifest_sha256"], reference["stored"], record["machine"]["turns_sha256"], record["limits"]
     return Tried(
         name=record["candidate"]["recipe"] or "float",
         folder=str(folder),

@@ -72,7 +72,7 @@ class Machine:
     onnxruntime: str
     python: str
     threads: int  # 0: as many as there are cores
-    turns_sha256: str  # "" where a stored reference brought them
+    turns_sha256: str  # "" where a stored reference brought them and does not say it
 
 
 @dataclass(frozen=True, eq=False)
