@@ -74,7 +74,7 @@ def groups(found: Comparison) -> str:
             caption = f"{told}. KL divergence in nats a choice; all together lose {number(whole)}."
             parts.append(figure(found, plot, caption))
     where = f"Measured on {found.within.choices} choices of the reference's answers. What groups lose need not add up. "
-    where += "Behind the bars: lost / won back, ± half of its 95 % interval."
+    where += "Behind the bars: lost / won back, ± half of its 95 % interval over turns."
     return "".join(parts) + note(where)
 
 
@@ -86,7 +86,8 @@ def _short(loss: Loss) -> str:
 
 
 def _told(loss: Loss, whole: float) -> str:
-    return f"{loss.alone:.3g} / {whole - loss.without:.3g} ± {loss.error:.1g}"
+    error = f" ± {loss.error:.1g}" if math.isfinite(loss.error) else ""  # one turn does not tell it
+    return f"{loss.alone:.3g} / {whole - loss.without:.3g}{error}"
 
 
 def recipe(found: Comparison) -> str:
@@ -114,7 +115,7 @@ ADVICE_HEAD = ("new line", "before line", "costs", "KL now", "KL then, at best",
 
 def advice_row(one: Advice) -> tuple[str, ...]:
     costs = f"{one.extra_bytes / MB:+.3g} MB"
-    gain = (number(one.kl_now), f"{number(one.kl_then)} ± {one.error:.2g}", number(one.per_megabyte))
+    gain = (number(one.kl_now), f"{one.kl_then:.3g} ± {one.error:.1g}", f"{one.per_megabyte:.3g}")
     return "\n".join(one.lines), str(one.before), costs, *gain
 
 

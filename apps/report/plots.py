@@ -8,6 +8,7 @@ from html import escape
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 64, 20, 26, 40
 ROW = 22  # of a bar
+TEXT_WIDTH, LETTER = 60, 7  # room for the text behind a bar at least, and for each of its letters
 COLOURS = 8
 NAME_WIDTH, NAME_HEIGHT = 200, 13  # room for the name of a point
 
@@ -90,7 +91,8 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str) -> str:
 def bar_plot(bars: Sequence[Bar], label: str, names: Sequence[str] = ()) -> str:
     """Horizontal bars from zero, one a row, with their text behind them; what is not finite has no bar."""
     values = [v for bar in bars for v in (bar.value, bar.second) if math.isfinite(v)]
-    x = Scale(0, max([*values, 0.0]) or 1.0, 250, WIDTH - 170)
+    room = max([TEXT_WIDTH, *(LETTER * len(bar.text) + 12 for bar in bars)])
+    x = Scale(0, max([*values, 0.0]) or 1.0, 250, WIDTH - room)
     body = []
     for place, bar in enumerate(bars):
         y = 8 + place * ROW

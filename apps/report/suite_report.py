@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from apps.report.page import note, rows
 from quant.comparison.compare import Comparison
 from quant.comparison.figures import Figure, TurnResult
 from quant.comparison.task_figures import Item, items_of, suites_of
@@ -158,23 +159,23 @@ def asked(turn: Turn) -> str:
 
 def suite_markdown(found: Comparison) -> Iterator[str]:
     """Lines of a table; none where no data set was asked."""
-    rows = suite_rows(found)
-    if rows:
+    lines = suite_rows(found)
+    if lines:
         yield from ("", f"| {' | '.join(HEAD)} |", "|---|---|" + "---:|" * (len(HEAD) - 2))
-        yield from (f"| {' | '.join(row)} |" for row in rows)
+        yield from (f"| {' | '.join(row)} |" for row in lines)
 
 
 def suite_section(found: Comparison) -> str:
     """HTML: the table, and for each data set its groups and its flips."""
     suites = [suite for suite in suite_results(found) if suite.items]
     options = "".join(_options(found, suite) for suite in suites)
-    return _table(HEAD, suite_rows(found), 2) + _NOTE + options + "".join(map(_details, suites))
+    return rows(HEAD, suite_rows(found), range(2, len(HEAD))) + note(TOLD) + options + "".join(map(_details, suites))
 
 
-_NOTE = (
-    '<p class="note">Both sides answered the same items, so what counts is how many flipped: p is the exact McNemar '
-    "test's, of transcriptions on those without an error. Detectable: the smallest loss that so many items show in 4 "
-    "of 5 cases. Intervals: 95 %, bootstrap over items.</p>"
+TOLD = (
+    "Both sides answered the same items, so what counts is how many flipped: p is the exact McNemar test's, of "
+    "transcriptions on those without an error. Detectable: the smallest loss that so many items show in 4 of 5 cases. "
+    "Intervals: 95 %, bootstrap over items."
 )
 
 
@@ -186,7 +187,7 @@ def _options(found: Comparison, suite: SuiteResult) -> str:
         return ""
     spread = f", a change of {_spread(change)}" if change.low is not None else ""
     text = f"{suite.name}: the right option had a probability of {before.value:.1%}, and has {after.value:.1%}{spread}."
-    return f'<p class="note">{html.escape(text)}</p>'
+    return note(text)
 
 
 def _details(suite: SuiteResult) -> str:
@@ -202,23 +203,23 @@ def _details(suite: SuiteResult) -> str:
 
 
 def _groups(suite: SuiteResult) -> str:
-    rows = []
+    lines = []
     for name, items in suite.groups().items():
         n, before, after, lost, gained = _tally(items).values()
         shares = (f"{before / n:.1%}", f"{after / n:.1%}")
-        rows.append((name or "(none)", str(n), *shares, str(lost), str(gained)))
-    return _table(("group", "n", "reference", "candidate", "lost", "gained"), rows, 1) if rows else ""
+        lines.append((name or "(none)", str(n), *shares, str(lost), str(gained)))
+    return rows(("group", "n", "reference", "candidate", "lost", "gained"), lines, range(1, 6)) if lines else ""
 
 
 def _flips(title: str, items: Sequence[Item], kind: str) -> str:
     if not items:
         return ""
     more = f" The first {FLIPS} of {len(items)}; all are in report.json." if len(items) > FLIPS else ""
-    rows = []
+    lines = []
     for record in map(_item_record, items[:FLIPS]):
         said = (f"{record[side]}{_taken(record, place)}" for place, side in enumerate(("reference", "candidate")))
-        rows.append((record["item"], record["asked"], " / ".join(record["expected"][:5]), *said))
-    table = _table(("item", "asked", "expected", "reference", "candidate"), rows, 5)
+        lines.append((record["item"], record["asked"], " / ".join(record["expected"][:5]), *said))
+    table = rows(("item", "asked", "expected", "reference", "candidate"), lines)
     return f'<p><span class="tag {kind}">{title}</span>{html.escape(more)}</p>{table}'
 
 
@@ -226,14 +227,3 @@ def _taken(record: dict[str, Any], place: int) -> str:
     """What was taken for the answer, where that is not all of it."""
     taken, said = record["taken"][place], record["reference" if place == 0 else "candidate"]
     return "" if taken.strip() == said.strip() else f" [{taken or 'nothing found'}]"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> str:
-    """Columns behind the first `texts` hold numbers."""
-
-    def line(cells: Sequence[str], tag: str) -> str:
-        marks = (' class="n"' if place >= texts else "" for place in range(len(cells)))
-        return "".join(f"<{tag}{mark}>{html.escape(cell)}</{tag}>" for cell, mark in zip(cells, marks, strict=True))
-
-    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{line(head, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
