@@ -298,12 +298,21 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
         raise BundleError(f"{where} does not follow its schema:\n" + "\n".join(lines)) from None
 
 
+def is_bundle(folder: Path) -> bool:
+    """Whether `folder`/manifest.json is one of ours, of whatever version; other programs use that name as well."""
+    try:
+        found = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and {"schema_version", "family", "graphs"} <= found.keys()
+
+
 def read_bundle(folder: Path) -> Manifest:
     """Read and check `folder`/manifest.json; the files it names must exist with the size it gives (BundleError)."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
-            f"{folder} is not a bundle: it has no {MANIFEST}; make one with `edgeomni export CHECKPOINT -o {folder}`"
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with `edgeomni export CHECKPOINT -o BUNDLE`"
         )
     manifest = parse_manifest(path.read_bytes(), str(path))
     wrong = list(_missing_or_cut(folder, manifest))

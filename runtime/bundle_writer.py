@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
-from runtime.bundle import MANIFEST
+from runtime.bundle import is_bundle
 from runtime.errors import EdgeOmniError
 from runtime.journal import Journal
 
@@ -66,10 +66,13 @@ def link(file: Path, folder: Path) -> str | None:
 
 
 def refuse_target(out: Path, force: bool) -> None:
-    """EdgeOmniError if `out` holds anything but a bundle that may be replaced."""
+    """EdgeOmniError if `out` holds anything but a bundle that may be replaced, or lies in another bundle."""
+    for folder in out.resolve().parents:
+        if is_bundle(folder):
+            raise EdgeOmniError(f"{out} lies in the bundle {folder}; name a folder outside of it")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if not (out / MANIFEST).is_file():
+    if not is_bundle(out):
         raise EdgeOmniError(f"{out} exists and is not a bundle; name a folder that does not exist")
     if not force:
         raise EdgeOmniError(f"{out} is a bundle already; --force replaces it")
@@ -105,6 +108,7 @@ def drafting(out: Path, job: Any) -> Iterator[Draft]:
     removes it.
     """
     scratch, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
+    known = out.exists() or old.exists()  # else what is there in the end is not ours to replace
     with _lock_file(out) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -113,8 +117,10 @@ def drafting(out: Path, job: Any) -> Iterator[Draft]:
         if old.exists() and not out.exists():  # killed between the two renames below
             old.rename(out)
         try:
+            _refuse_new(out, known)  # a/../b is there only now that a was made
             draft = _open_draft(scratch, job)
             yield draft
+            _refuse_new(out, known)
             draft.journal.close()
             _take_place(draft.folder, out, old)
         except OSError as error:
@@ -150,6 +156,11 @@ def _lock_file(out: Path) -> TextIO:
         return (out.parent / f".{out.name}.lock").open("w")
     except OSError as error:
         raise EdgeOmniError(f"nothing can be written beside {out}: {error.strerror}; name another folder") from None
+
+
+def _refuse_new(out: Path, known: bool) -> None:
+    if out.exists() and not known:
+        raise EdgeOmniError(f"{out} was not there before and is now; nothing was changed, name another folder")
 
 
 def _take_place(folder: Path, out: Path, old: Path) -> None:

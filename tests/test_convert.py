@@ -8,6 +8,7 @@ import pytest
 
 from export.convert import export, plan
 from runtime.bundle import MANIFEST, read_bundle
+from runtime.bundle_writer import writing
 from runtime.errors import EdgeOmniError
 from tests import tiny_llama
 
@@ -104,6 +105,36 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(checkpoint: Path, tmp_path
         export(checkpoint, checkpoint, force=True)
     assert (checkpoint / "model.safetensors").is_file()
     assert not (checkpoint / MANIFEST).exists()
+
+
+def test_a_folder_with_the_manifest_of_another_program_is_never_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / MANIFEST).write_text('{"manifest_version": 3, "name": "a browser extension"}')
+    with pytest.raises(EdgeOmniError, match="exists and is not a bundle"):
+        export(checkpoint, site, force=True)
+    export(checkpoint, site / "bundle")  # below it there is room
+
+
+def test_no_bundle_is_written_into_another(checkpoint: Path, tmp_path: Path) -> None:
+    export(checkpoint, tmp_path / "bundle")
+    with pytest.raises(EdgeOmniError, match="lies in the bundle"):
+        export(checkpoint, tmp_path / "bundle" / "inner")
+
+
+def test_what_a_new_parent_folder_brings_to_light_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text("precious")
+    with pytest.raises(EdgeOmniError, match="was not there before"), writing(tmp_path / "new" / ".." / "letters"):
+        pass
+    assert (tmp_path / "letters").read_text() == "precious"
+
+
+def test_what_has_appeared_while_a_bundle_was_written_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(EdgeOmniError, match="was not there before"), writing(tmp_path / "out") as draft:
+        (draft / "mine").write_text("")
+        (tmp_path / "out").write_text("another's")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert (tmp_path / "out").read_text() == "another's"
 
 
 def test_nothing_but_the_bundle_is_left_beside_it(checkpoint: Path, tmp_path: Path) -> None:
