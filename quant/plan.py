@@ -233,9 +233,15 @@ def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
             yield f"{item.weight.name} lies in {item.weight.file}, outside the bundle; export it again"
 
 
+def _no_floats_to_halve(recipe: Recipe) -> str:
+    patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if rule.half)
+    return f"no matrix of fp32 is named by {patterns}: those of a bundle for cuda are fp16 already"
+
+
 def _nothing(every: Iterable[Decided], recipe: Recipe) -> str:
     if not any(rule.schemes for rule in recipe.rules):
-        return "no matrix is stored as integers in what it was made from"
+        stored = any(rule.stored for rule in recipe.rules)
+        return "no matrix is stored as integers in what it was made from" if stored else _no_floats_to_halve(recipe)
     patterns = ", ".join(repr(rule.pattern) for rule in recipe.rules if not rule.keeps)
     matrices = [item.weight.name for item in every if item.weight.obstacle() is None]
     return f"no matrix is named by its patterns {patterns}; the bundle's are called {', '.join(matrices[:3])}, ..."

@@ -50,7 +50,7 @@ def test_the_manifest_says_which_weights_are_fp16(tmp_path: Path) -> None:
 def test_a_cuda_bundle_is_fp16_already(tmp_path: Path) -> None:
     checkpoint = tiny_llama.save(tmp_path / "checkpoint")
     export(checkpoint, tmp_path / "cuda", profile="cuda", random=True)
-    with pytest.raises(EdgeOmniError, match="no matrix"):
+    with pytest.raises(EdgeOmniError, match="for cuda are fp16 already"):
         quantize(tmp_path / "cuda", tmp_path / "half", read_recipe("fp16"))
 
 
