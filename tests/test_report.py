@@ -198,6 +198,8 @@ def test_a_text_cannot_break_out_of_the_page() -> None:
 
 def test_what_differs_between_two_answers_is_marked() -> None:
     assert report.differing("a <b", "a c") == ("a <del>&lt;b</del>", "a <ins>c</ins>")
+    assert report.differing("it is a type", "it refers") == ("it <del>is a type</del>", "it <ins>refers</ins>")
+    assert report.differing("你好世界", "你好地球") == ("你好<del>世界</del>", "你好<ins>地球</ins>")
 
 
 def test_json_has_every_figure_and_no_number_that_is_none() -> None:
@@ -305,3 +307,13 @@ def test_what_is_wrong_with_what_was_given_is_said_before_anything_runs(tmp_path
         assert isinstance(error, EdgeOmniError)
         assert wanted in str(error)
     assert not (tmp_path / "out").exists()
+
+
+def test_no_report_is_written_into_a_bundle() -> None:
+    with pytest.raises(EdgeOmniError, match="is a bundle; name another folder for the report"):
+        report.prepare(omni_bundle())
+
+
+def test_a_folder_that_takes_no_files_is_found_before_anything_is_measured() -> None:
+    with pytest.raises(EdgeOmniError, match="the report cannot be written to /proc"):
+        report.prepare(Path("/proc/self"))

@@ -2,10 +2,12 @@
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryFile
 
 import numpy as np
 
@@ -22,6 +24,8 @@ from quant.comparison.figures import TurnResult, bits_per_weight
 from quant.comparison.record import Side
 from quant.comparison.task_figures import suites_of
 from quant.comparison.verdict import verdict
+from quant.comparison.wer import UNSPACED
+from runtime.bundle import is_bundle
 from runtime.errors import EdgeOmniError
 
 TEMPLATE = Path(__file__).parent / "report.html"
@@ -29,12 +33,18 @@ PLAYERS = 12  # turns whose speech is in the page: a second of it is 64 kB
 WORST = 16  # outputs of graphs that are drawn
 ANSWERS = 100  # that are in the page
 POSITIONS = 64  # positions that are drawn
+# What is marked as one: a word, a character of scripts without spaces, white space, any other mark.
+WORDS = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+|\s+|.", re.DOTALL)
 
 
 def prepare(folder: Path) -> None:
     """Make the report's folder before anything is measured; EdgeOmniError where that cannot be."""
+    if is_bundle(folder):
+        raise EdgeOmniError(f"{folder} is a bundle; name another folder for the report")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):  # else an hour's measurements could not be written in the end
+            pass
     except OSError as error:
         raise EdgeOmniError(f"the report cannot be written to {folder}: {error.strerror}; name a folder") from None
 
@@ -237,10 +247,11 @@ def _tags(result: TurnResult) -> list[tuple[str, str]]:
 
 
 def differing(before: str, after: str) -> tuple[str, str]:
-    """Two texts as HTML with what only one of them has marked."""
-    matcher, ours, theirs = SequenceMatcher(None, before, after, autojunk=False), "", ""
+    """Two texts as HTML with the words that only one of them has marked."""
+    said, now = (WORDS.findall(text) for text in (before, after))
+    matcher, ours, theirs = SequenceMatcher(None, said, now, autojunk=False), "", ""
     for kind, a, b, c, d in matcher.get_opcodes():
-        old, new = html.escape(before[a:b]), html.escape(after[c:d])
+        old, new = html.escape("".join(said[a:b])), html.escape("".join(now[c:d]))
         ours += old if kind == "equal" or not old else f"<del>{old}</del>"
         theirs += new if kind == "equal" or not new else f"<ins>{new}</ins>"
     return ours, theirs
