@@ -74,6 +74,8 @@ def turn_sources(
             f"found {len(names)} --suite and {len(folders)} --data; give each suite its folder, as in "
             "--suite mcq --data ceval --suite asr --data recordings"
         )
+    if limit and not names:
+        raise EdgeOmniError("--limit draws from a --suite, and there is none; leave it out")
     return TurnSources(tuple(files or ()), tuple(zip(names, folders, strict=True)), limit, seed)
 
 

@@ -168,4 +168,6 @@ BUILT_IN = Calibrating()
 
 def read_calibrating(path: Path | None, partial: bool) -> Calibrating:
     """What the command line says; EdgeOmniError says everything that is wrong with the file of turns."""
+    if partial and path is None:
+        raise EdgeOmniError("--partial-calibration goes with a --calibration FILE, whose turns lack something")
     return Calibrating(None if path is None else read_turns(path), partial)

@@ -134,6 +134,11 @@ def test_an_export_without_a_place_asks_for_one(edgeomni: Run, tmp_path: Path) -
     assert "-o BUNDLE" in one_message(edgeomni("export", tiny_llama.save(tmp_path / "checkpoint")))
 
 
+def test_partial_calibration_without_turns_of_ones_own_is_refused(edgeomni: Run, tmp_path: Path) -> None:
+    done = edgeomni("export", CHECKPOINT, "-o", tmp_path / "x", "--recipe", "int4", "--partial-calibration")
+    assert "--partial-calibration goes with a --calibration FILE" in one_message(done)
+
+
 def test_what_export_says_for_machines_is_what_inspect_says(edgeomni: Run, tmp_path: Path) -> None:
     checkpoint = tiny_llama.save(tmp_path / "checkpoint")
     written = edgeomni("export", checkpoint, "-o", tmp_path / "bundle", "--json")

@@ -10,6 +10,7 @@ import pytest
 
 pytest.importorskip("jiwer")
 
+from apps.turn_sources import turn_sources
 from quant.comparison.suites import SUITES, drawn, read_suite
 from quant.media import Embedded
 from quant.turn import Turn
@@ -269,3 +270,8 @@ def test_tasks_that_another_model_would_judge_are_refused_by_name(tmp_path: Path
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_bytes("index\tquestion\tanswer\tA\tB\n0\tcafé\tA\tx\ty\n".encode("latin-1"))
     assert "t.tsv cannot be read" in refused("vlmevalkit", tmp_path)
+
+
+def test_a_limit_without_a_suite_to_draw_from_is_refused() -> None:
+    with pytest.raises(EdgeOmniError, match="--limit draws from a --suite"):
+        turn_sources(None, None, None, 3, 0)
