@@ -204,7 +204,7 @@ class Writer:
     def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str, solve: Solver | None) -> None:
         weight, scheme, label = item.weight, item.scheme, f"{planned.name}/{item.weight.name}"
         if scheme is not None:
-            key = (weight.source, scheme)
+            key = (weight.source, scheme, item.taken_over)  # a table that is looked up takes no order of columns
             if key not in self.matrices:
                 self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label, solve)
             quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
@@ -285,7 +285,7 @@ class Writer:
         for graph in self.plan.graphs:
             for item in graph.decided:
                 if item.scheme is not None:
-                    matrix = self.matrices[item.weight.source, item.scheme]
+                    matrix = self.matrices[item.weight.source, item.scheme, item.taken_over]
                     yield QuantizedWeight(
                         graph=graph.name,
                         name=item.weight.name,
@@ -373,7 +373,7 @@ def halved(slab: np.ndarray, weight: Weight) -> np.ndarray:
 def require_finite(slab: np.ndarray, weight: Weight) -> None:
     if not np.isfinite(slab).all():
         found = slab[~np.isfinite(slab)][0]
-        raise EdgeOmniError(f"{weight.name} holds {found}, which no integer stands for; the checkpoint is damaged")
+        raise EdgeOmniError(f"{weight.name} holds {found}, which stands for no weight; the checkpoint is damaged")
 
 
 def _filled_up(parts: list[np.ndarray], spare: int) -> np.ndarray:

@@ -132,6 +132,29 @@ def test_matrices_that_multiply_the_same_share_its_reordering(tmp_path: Path) ->
     assert len(orders) == 2  # one for each width
 
 
+def test_a_reordered_matrix_is_taken_over_where_it_multiplies_and_rounded_where_its_rows_are_looked_up(
+    tmp_path: Path,
+) -> None:
+    """A lookup has no way to bring columns back in order, so the two graphs that share the weight share no codes."""
+    key, rng = "model.embed_tokens", np.random.default_rng(3)
+    tensors = {name: array for name, array in tiny_llama.tensors().items() if name != "lm_head.weight"}
+    table = np.pad(tensors.pop(f"{key}.weight"), ((0, 4), (0, 0)), "reflect")  # rows of whole words
+    group_of = rng.permutation(np.arange(table.shape[1]) // 16)
+    codes, zeros, scales = tiny_quantized.rounded(table, group_of, 4, False)
+    parts = tiny_quantized.packed_parts(codes, zeros, scales, gptq(4, 1)) | {"g_idx": group_of.astype(np.int32)}
+    tensors |= {f"{key}.{name}": np.ascontiguousarray(part) for name, part in parts.items()}
+    stated = tiny_quantized.config(gptq(4, 1), 16)
+    changes = {"quantization_config": stated, "tie_word_embeddings": True, "vocab_size": len(table)}
+    tiny_llama.save(tmp_path / "checkpoint", tensors, **changes)
+    recipe = parse_recipe("mine", '[weights]\n"*" = { bits = 4, group_size = 16, symmetric = false }')
+    rows = rows_of(made(tmp_path / "checkpoint", tmp_path / "bundle", recipe))
+    assert (rows[f"{key}.weight"].method, rows["lm_head.weight"].method) == ("rtn", "stored")
+    values = (codes.astype(np.float32) - zeros.astype(np.float32)[:, group_of]) * scales.astype(np.float32)[:, group_of]
+    looked_up = held(tmp_path / "bundle" / "embed_tokens.onnx")[f"{key}.weight"]
+    assert held(tmp_path / "bundle" / "lm_head.onnx")["lm_head.weight"].tobytes() == values.tobytes()
+    assert 0 < np.abs(looked_up - values).max() < 0.2 * np.abs(values).max()
+
+
 GGUF: dict[str, tuple[dict[str, str], set[tuple[int, int]]]] = {
     "Q4_0": ({"norm.weight": "F32", "": "Q4_0"}, {(4, 32)}),
     "Q8_0": ({"norm.weight": "F32", "": "Q8_0"}, {(8, 32)}),
