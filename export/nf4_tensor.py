@@ -140,8 +140,8 @@ def _unfit(state: _State, parts: dict[str, LazyTensor]) -> Iterator[str]:
     if state.inner is not None:
         expected |= {"nested_quant_map": ("F32", 256), "nested_absmax": ("F32", -(-blocks // state.inner))}
     for name, (dtype, size) in expected.items():
-        part = parts.get(name)
+        part, shapes = parts.get(name), [(size,), (size, 1)] if name == "codes" else [(size,)]
         if part is None:
             yield f"{name} is missing"
-        elif part.dtype != dtype or part.shape not in ((size,), (size, 1)):
+        elif part.dtype != dtype or part.shape not in shapes:
             yield f"{name} is {part.dtype}{list(part.shape)}, expected {dtype} of {size} values"

@@ -120,7 +120,8 @@ def _with_packed(tensors: Tensors, words: set[str], method: Packed) -> Tensors:
         with gathering(problems):
             left[f"{stem}.weight"] = packed_tensor(stem, parts, method.packing, method.group_size)
     refuse(f"layers of {method.packing.name}", problems)
-    return {key: tensor for key, tensor in left.items() if key not in _idle_biases(left, stems)}
+    idle = _idle_biases(left, stems)
+    return {key: tensor for key, tensor in left.items() if key not in idle}
 
 
 def _idle_biases(tensors: Tensors, stems: list[str]) -> set[str]:

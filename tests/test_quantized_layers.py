@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from export.checkpoint import Checkpoint, open_checkpoint
+from export.lazy_tensor import LazyTensor
 from export.packed_tensor import AWQ, PackedTensor, Packing, gptq
 from runtime.errors import CheckpointError
 from runtime.integers import Form, dequantize
@@ -175,6 +176,15 @@ def test_biases_of_zeros_only_are_left_out_where_all_layers_of_a_name_have_such(
     assert {key for key in checkpoint if key.endswith("bias")} == {"0.q_proj.bias", "1.q_proj.bias"}
 
 
+def test_each_bias_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, part = packed(np.random.default_rng(0), gptq(4, 1), 16, 32, 32)
+    tensors = {f"{n}.o_proj{k[1:]}": v for n in range(5) for k, v in part.items()}
+    read, looked_at = LazyTensor.read, []
+    monkeypatch.setattr(LazyTensor, "read", lambda tensor: looked_at.append(tensor.key) or read(tensor))
+    opened(tmp_path, tensors | {f"{n}.o_proj.bias": np.zeros(16, np.float16) for n in range(5)}, GPTQ_CONFIG)
+    assert sorted(looked_at) == [f"{n}.o_proj.bias" for n in range(5)]
+
+
 def test_what_auto_gptq_wrote_before_transformers_knew_it_is_found(tmp_path: Path) -> None:
     tensors, values = golden("gptq", "4-bit")
     (tmp_path / "quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 32, "desc_act": False}))
@@ -255,5 +265,7 @@ def test_every_misfit_of_a_4_bit_layer_is_named(tmp_path: Path) -> None:
     short = {**without, "nf4.weight": tensors["nf4.weight"][:-1]}
     message = refusal(tmp_path, short, BNB_CONFIG)
     assert "absmax is missing" in message and "codes is U8[3167, 1], expected U8 of 3168 values" in message
+    column = {**tensors, "nf4.weight.absmax": tensors["nf4.weight.absmax"][:, None]}
+    assert "absmax is " in refusal(tmp_path, column, BNB_CONFIG)
     for text in (b"[]", b"{}", b'{"shape": [33, 192], "blocksize": 0}', b"\xff"):
         assert "nf4" in refusal(tmp_path, {**tensors, state: np.frombuffer(text, np.uint8)}, BNB_CONFIG)
