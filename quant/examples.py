@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from quant.media import Media, source
@@ -149,6 +148,8 @@ class Calibrating:
         Also after each start of the machine: values of the turns are not forced onto the disk, which would take most
         of the time, so that a power cut may have lost some.
         """
+        import onnxruntime  # not before our own runtime, which switches its telemetry off
+
         turns = read_turns(DEFAULT) if self.turns is None else self.turns
         told = [(turn.text, turn.answers, turn.spoken) for turn in turns]
         media = [_state(item) for turn in turns for item in (turn.audio, *turn.images) if item is not None]

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 INTERVAL = 0.02  # seconds between two looks
+KINDS = ("VmHWM", "RssAnon", "RssFile")
 
 
 @dataclass(frozen=True)
 class Watched:
     """Seconds by the clock and of processor time; peaks in bytes, each of its own moment. `resident` is the kernel's
-    own high-water mark of all kinds together; `anonymous` and `mapped` (pages of files, which can be dropped) are the
-    largest seen from outside every INTERVAL, so that a peak shorter than that is missed."""
+    own high-water mark of all kinds together (not ru_maxrss, which counts the parent before the command is loaded);
+    `anonymous` and `mapped` (pages of files, which can be dropped) are the largest seen from outside every INTERVAL, so
+    that a peak shorter than that is missed."""
 
     seconds: float
     processor_seconds: float
@@ -29,7 +31,7 @@ def watched(command: Sequence[str], folder: Path) -> Watched:
     with log.open("w") as out:
         began = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1])
-        peaks = {"RssAnon": 0, "RssFile": 0}
+        peaks = dict.fromkeys(KINDS, 0)
         while (ended := os.wait4(child.pid, os.WNOHANG))[0] == 0:
             for kind, size in memory_of(child.pid).items():
                 peaks[kind] = max(peaks[kind], size)
@@ -42,7 +44,7 @@ def watched(command: Sequence[str], folder: Path) -> Watched:
     return Watched(
         seconds=seconds,
         processor_seconds=used.ru_utime + used.ru_stime,
-        resident=1024 * used.ru_maxrss,
+        resident=peaks["VmHWM"],
         anonymous=peaks["RssAnon"],
         mapped=peaks["RssFile"],
     )
@@ -55,4 +57,4 @@ def memory_of(pid: int) -> dict[str, int]:
     except ProcessLookupError:
         return {}
     fields = dict(line.split(":", 1) for line in lines)
-    return {kind: 1024 * int(fields[kind].split()[0]) for kind in ("RssAnon", "RssFile") if kind in fields}
+    return {kind: 1024 * int(fields[kind].split()[0]) for kind in KINDS if kind in fields}
