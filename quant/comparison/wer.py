@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import jiwer
 
 # Scripts that are written without spaces: each character counts as a word.
-_CHARACTERS = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORDS = re.compile(f"[{_CHARACTERS}]|[^\\s{_CHARACTERS}]+")
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORDS = re.compile(f"[{UNSPACED}]|[^\\s{UNSPACED}]+")
 
 
 @dataclass(frozen=True)
