@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from apps.report import loss_report, side_by_side
-from apps.report.page import number
+from apps.report.page import number, threads
 from apps.report.suite_report import suite_markdown, suite_record
 from quant.comparison.compare import Comparison
 from quant.comparison.figures import Figure, TurnResult
@@ -112,7 +112,7 @@ def provenance(found: Comparison) -> list[tuple[str, str]]:
         ("turns, sha256", machine.turns_sha256 or "from the stored reference"),
         *random,
         ("seed", str(found.seed)),
-        ("CPU", f"{machine.cpu}, {machine.threads or 'all'} threads"),
+        ("CPU", f"{machine.cpu}, {threads(machine)}"),
         ("ONNX Runtime", machine.onnxruntime),
         ("Python", machine.python),
         ("EdgeOmni", version("edgeomni")),

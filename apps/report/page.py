@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from quant.comparison.compare import Comparison
+from quant.comparison.record import Machine
 
 
 def anchor(heading: str) -> str:
@@ -55,5 +56,10 @@ def stamp(found: Comparison) -> str:
     machine = found.machine
     return (
         f"reference {ours}, candidate {theirs}, {len(found.results)} turns, seed {found.seed}, "
-        f"{machine.onnxruntime}, {machine.cpu}, {machine.threads or 'all'} threads"
+        f"{machine.onnxruntime}, {machine.cpu}, {threads(machine)}"
     )
+
+
+def threads(machine: Machine) -> str:
+    """How many a graph has."""
+    return f"{machine.threads or 'all'} thread{'' if machine.threads == 1 else 's'}"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from apps.report.page import threads
 from apps.tables import size
 from quant.comparison.compare import Comparison
 from quant.comparison.cost import Cost, Percentiles
@@ -103,7 +104,7 @@ def _percentiles(found: Percentiles | None, spell: Callable[[float], str]) -> st
 def _machine(found: Comparison, cost: Cost) -> str:
     if cost.machine is None or cost.machine == found.machine:
         return "this machine"
-    return f"{cost.machine.cpu}, {cost.machine.threads or 'all'} threads, when it was recorded"
+    return f"{cost.machine.cpu}, {threads(cost.machine)}, when it was recorded"
 
 
 def _percent(value: float) -> str:
