@@ -403,7 +403,14 @@ class Terminal:
         self.master, slave = pty.openpty()
         environment = {**os.environ, "TERM": "dumb", "XDG_CACHE_HOME": str(cache)}
         self.process = process(
-            *arguments, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+            *arguments,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=environment,
+            start_new_session=True,
+            # tests that run in the background of a shell are deaf to Ctrl-C, and so would be what they start
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         os.close(slave)
         self.seen = ""
