@@ -205,7 +205,7 @@ def test_a_damaged_or_foreign_record_is_refused(tmp_path: Path) -> None:
         file.write(b"x")
     with pytest.raises(EdgeOmniError, match=r"is damaged: turn-0000\.npz; record it again"):
         Stored(tmp_path / "ref")
-    with pytest.raises(EdgeOmniError, match="is no stored reference"):
+    with pytest.raises(EdgeOmniError, match="is no stored reference of this version; record it again"):
         Stored(tmp_path)
 
 

@@ -22,7 +22,7 @@ from quant.comparison.record import STRICT, Live, Machine, Recorded, Sample, See
 from quant.limits import Limits
 from quant.media import Embedded, Media
 from quant.observe import Feeds, Observed
-from quant.turn import Metric, Turn
+from quant.turn import Metric, Turn, listed
 from runtime.bundle import sha256_of
 from runtime.bundle_writer import writing
 from runtime.errors import EdgeOmniError
@@ -239,8 +239,13 @@ def read_index(folder: Path) -> Index:
     """reference.json of a stored reference, whose files are as it says; EdgeOmniError names all that are not."""
     try:
         index = _INDEX.validate_json((folder / REFERENCE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise EdgeOmniError(f"{folder / REFERENCE} is no stored reference ({error}); record it again") from None
+    except OSError as error:
+        raise EdgeOmniError(f"{folder / REFERENCE} cannot be read ({error.strerror}); record it again") from None
+    except ValidationError as error:
+        mistakes = [f"  {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()]
+        raise EdgeOmniError(
+            f"{folder / REFERENCE} is no stored reference of this version; record it again:\n" + listed(mistakes)
+        ) from None
     used = {SAMPLES, *(name for turn in index.turns for name in (turn.file, turn.audio, *turn.images) if name)}
     wrong = [name for name, sha256 in index.files.items() if not _is_whole(folder, name, sha256)]
     wrong += sorted(used - index.files.keys())
