@@ -1,6 +1,6 @@
 """What a recipe makes of each weight of a bundle, decided before anything is read or written."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class Decided:
     reason: str = ""
     taken_over: Form | None = None
     half: bool = False
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for two that are stored as one; in a table that is looked up columns cannot be reordered, so forms count."""
+        return self.weight.source, self.scheme, self.taken_over, self.half
 
     @property
     def smaller(self) -> bool:
@@ -84,12 +89,11 @@ class Plan:
     @property
     def decided(self) -> Iterator[Decided]:
         """Every weight once, however many graphs read it."""
-        seen: set[object] = set()
+        seen: set[Hashable] = set()
         for graph in self.graphs:
             for item in graph.decided:
-                key = (item.weight.source, item.scheme, item.half)
-                if key not in seen:
-                    seen.add(key)
+                if item.key not in seen:
+                    seen.add(item.key)
                     yield item
 
     def worth_linking(self) -> frozenset[Path]:

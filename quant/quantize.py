@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import astuple, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +28,7 @@ from quant.rewrite import (
     weight_bytes,
 )
 from quant.rtn import rtn
-from quant.scheme import HALF, STORED, Recipe, Scheme
+from quant.scheme import STORED, Recipe, Scheme
 from quant.take_over import Lost, taken_over
 from runtime.bundle import (
     MANIFEST,
@@ -148,8 +148,8 @@ class Writer:
     links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
     threads: int = 1
     calibration: Calibration | None = None
-    kept: dict[object, Place] = field(default_factory=dict)
-    matrices: dict[object, Matrix] = field(default_factory=dict)
+    kept: dict[Hashable, Place] = field(default_factory=dict)
+    matrices: dict[Hashable, Matrix] = field(default_factory=dict)
     orders: dict[object, Place] = field(default_factory=dict)  # of columns
 
     def write(self, progress: Progress, standalone: bool) -> Manifest:
@@ -204,18 +204,17 @@ class Writer:
     def _store(self, item: Decided, planned: PlannedGraph, out: BinaryIO, name: str, solve: Solver | None) -> None:
         weight, scheme, label = item.weight, item.scheme, f"{planned.name}/{item.weight.name}"
         if scheme is not None:
-            key = (weight.source, scheme, item.taken_over)  # a table that is looked up takes no order of columns
-            if key not in self.matrices:
-                self.matrices[key] = self._matrix(weight, scheme, item.taken_over, out, name, label, solve)
-            quantize_uses(planned.model, weight, self.matrices[key], self.plan.manifest.profile, self.folder)
+            if item.key not in self.matrices:
+                self.matrices[item.key] = self._matrix(weight, scheme, item.taken_over, out, name, label, solve)
+            quantize_uses(planned.model, weight, self.matrices[item.key], self.plan.manifest.profile, self.folder)
         elif item.half:
-            if (weight.source, HALF) not in self.kept:
-                self.kept[weight.source, HALF] = self._halve(weight, out, name, label)
-            halve_uses(planned.model, weight, self.kept[weight.source, HALF], self.folder)
+            if item.key not in self.kept:
+                self.kept[item.key] = self._halve(weight, out, name, label)
+            halve_uses(planned.model, weight, self.kept[item.key], self.folder)
         elif not weight.stays_inside:
-            if weight.source not in self.kept:
-                self.kept[weight.source] = self._keep(weight, out, name, label)
-            point(weight, self.kept[weight.source], self.folder)
+            if item.key not in self.kept:
+                self.kept[item.key] = self._keep(weight, out, name, label)
+            point(weight, self.kept[item.key], self.folder)
 
     def _matrix(
         self,
@@ -285,7 +284,7 @@ class Writer:
         for graph in self.plan.graphs:
             for item in graph.decided:
                 if item.scheme is not None:
-                    matrix = self.matrices[item.weight.source, item.scheme, item.taken_over]
+                    matrix = self.matrices[item.key]
                     yield QuantizedWeight(
                         graph=graph.name,
                         name=item.weight.name,
