@@ -37,7 +37,7 @@ GroupSize = Literal[16, 32, 64, 128, 256]
 GROUP_SIZES: tuple[int, ...] = get_args(GroupSize)
 STRICT = ConfigDict(extra="forbid")
 OUTER, OUTER_SHARE = "{outer}", 8
-KEEP, STORED, HALF = "keep", "stored", "fp16"
+OWN = KEEP, STORED, HALF = "keep", "stored", "fp16"  # what a pattern may ask for without a scheme
 PARTS: dict[str, type] = {"description": str, "schemes": dict, "weights": dict}
 SHIPPED = Path(__file__).parent / "recipes"
 # ONNX Runtime 1.31 multiplies 2-bit weights with int8 activations for these sizes only, elsewhere in slow fp32.
@@ -187,7 +187,8 @@ def parse_recipe(name: str, text: str) -> Recipe:
     problems = [f"{key}: unknown; expected {', '.join(PARTS)}" for key in document if key not in PARTS]
     description, schemes, weights = (_part(document, key, kind, problems) for key, kind in PARTS.items())
     named = {key: _schemes(f"schemes.{key}", value, {}, problems) for key, value in schemes.items()}
-    choices = {KEEP: (), STORED: (), HALF: (), **named}
+    choices = {**dict.fromkeys(OWN, ()), **named}
+    problems += [f"schemes.{key}: means something already; call the scheme otherwise" for key in named if key in OWN]
     rules = tuple(
         Rule(key, _schemes(f"weights.{key!r}", value, choices, problems), *(value == ask for ask in (STORED, HALF)))
         for key, value in weights.items()

@@ -83,6 +83,7 @@ def test_every_mistake_is_said_at_once() -> None:
         ("[weights]\n'*' = {bits=4, group_size=[]}", "group_size: found [], expected 16, 32, 64, 128 or 256"),
         ("[weights]\n'*' = {bits=4, group_size=32, symmetric=1}", "symmetric: found 1"),
         ("[weights]\n'*' = {bits=4, group_size=32, method='magic'}", "method: found 'magic', expected 'rtn'"),
+        ("schemes.fp16 = {bits=4, group_size=32}\n[weights]\n'*' = 'fp16'", "schemes.fp16: means something already"),
         ("[weights", "is no TOML"),
         ("[weights]\n'a' = 'keep'\n'a' = 'keep'", "is no TOML"),
     ],
