@@ -38,7 +38,7 @@ class Decided:
 
     @property
     def key(self) -> Hashable:
-        """Equal for two that are stored as one; in a table that is looked up columns cannot be reordered, so forms count."""
+        """Equal for two that are stored as one. Forms count: where rows are looked up, columns stay in their order."""
         return self.weight.source, self.scheme, self.taken_over, self.half
 
     @property
