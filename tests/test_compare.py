@@ -205,7 +205,10 @@ def test_a_damaged_or_foreign_record_is_refused(tmp_path: Path) -> None:
         file.write(b"x")
     with pytest.raises(EdgeOmniError, match=r"is damaged: turn-0000\.npz; record it again"):
         Stored(tmp_path / "ref")
-    with pytest.raises(EdgeOmniError, match="is no stored reference of this version; record it again"):
+    with pytest.raises(EdgeOmniError, match="cannot be read"):
+        Stored(tmp_path)
+    (tmp_path / "reference.json").write_text("{}")
+    with pytest.raises(EdgeOmniError, match="is no stored reference of this version; record it again:\n  version: "):
         Stored(tmp_path)
 
 
