@@ -11,19 +11,19 @@ import pytest
 pytest.importorskip("scipy")
 
 from quant.cache import quantize_cache
-from quant.comparison.advice import Advice, advice, line_of
+from quant.comparison.advice import Advice, advice, governing, line_of
 from quant.comparison.compare import Comparison, compare
 from quant.comparison.each_turn import varied
 from quant.comparison.mixing import Mixer
 from quant.comparison.record import Live, all_feeds
 from quant.comparison.verdict import verdict
-from quant.comparison.within import BLOCKS, Loss, by_kind, by_layers, spread
+from quant.comparison.within import BLOCKS, Loss, Within, by_kind, by_layers, spread
 from quant.observe import Observed
 from quant.quantize import quantize
 from quant.scheme import parse_recipe, read_recipe
 from quant.taps import Model, in_memory, load
 from quant.turn import Turn
-from runtime.bundle import read_bundle
+from runtime.bundle import Quantization, QuantizedWeight, read_bundle
 from runtime.session import InMemory, Options
 from tests import tiny_llama
 from tests.test_compare import MACHINE, compared, float_bundle, opened, small_bundle, turns
@@ -190,12 +190,40 @@ def test_a_gain_that_may_be_chance_is_not_advised() -> None:
 
 def test_every_weight_is_in_one_kind_and_one_block_of_layers() -> None:
     names = [f"model.layers.{layer}.mlp.{part}.weight" for layer in range(30) for part in ("up", "down")]
-    kinds, blocks = by_kind(names), by_layers(names)
+    kinds, blocks = by_kind(names, {}), by_layers(names)
     assert {*kinds} == {"model.layers.*.mlp.up.weight", "model.layers.*.mlp.down.weight"}
     assert sorted(name for names in blocks.values() for name in names) == sorted(names)
     assert len(blocks) == BLOCKS and "layer 0" in blocks and "layer 29" in blocks
     assert [*by_layers(names[:4])] == ["layer 0", "layer 1"]
     assert by_layers(names[:2]) == {} and by_layers(["lm_head.weight"]) == {}
+
+
+def test_weights_of_a_kind_that_are_stored_unlike_are_tried_apart() -> None:
+    names = [f"model.layers.{layer}.mlp.up.weight" for layer in range(4)]
+    stored = {name: "int8 by 32, rtn" if name in (names[0], names[3]) else "int4 by 32, rtn" for name in names}
+    assert by_kind(names, stored) == {
+        "model.layers.*.mlp.up.weight (int8 by 32, rtn)": [names[0], names[3]],
+        "model.layers.*.mlp.up.weight (int4 by 32, rtn)": names[1:3],
+    }
+
+
+def test_a_line_is_blamed_and_raised_for_its_own_weights_alone() -> None:
+    names = [f"model.layers.{layer}.mlp.up.weight" for layer in range(4)]
+    text = '[weights]\n"model.layers.0.*" = { bits = 8, group_size = 32 }\n"*" = { bits = 4, group_size = 32 }\n'
+    quantized = tuple(
+        QuantizedWeight("decoder", name, 1000, 8 if name == names[0] else 4, 32, True, "rtn", "int8", 9.0)
+        for name in names
+    )
+    quantization = Quantization("mixed", text, quantized, ())
+    lost = [Loss("decoder", "first", "kind", (names[0],), 0.01, 0.2, 0.0)]
+    lost += [Loss("decoder", "others", "kind", tuple(names[1:]), 0.09, 0.1, 0.0)]
+    within = Within(0.3, 10, tuple(lost))
+    blamed = governing(within, quantization)
+    assert [(line.line, round(line.share, 3)) for line in blamed] == [(3, 0.9), (2, 0.1)]
+    raised = advice(within, replace(small_bundle().manifest, quantization=quantization))
+    lines = {one.before: one.lines for one in raised}
+    assert lines[3] == ('"model.layers.*.mlp.up.weight" = { bits = 8, group_size = 32 }',)
+    assert lines[2] == (f'"{names[0]}" = "keep"',)
 
 
 def test_choices_of_one_answer_count_as_one_drawing() -> None:

@@ -1,12 +1,13 @@
 """What to change in a recipe: which of its lines governs the loss, and which new line buys most for its bytes."""
 
+import fnmatch
 import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from quant.comparison.within import LAYER, Loss, Within
-from quant.scheme import Recipe, parse_recipe
+from quant.comparison.within import LAYER, Loss, Within, kind_of, stored_as
+from quant.scheme import Recipe, Rule, parse_recipe
 from runtime.bundle import Graph, Manifest, Quantization, QuantizedWeight
 
 MORE: dict[int, int] = {2: 4, 4: 8}  # bits -> the next that there are; above them stand floats
@@ -91,16 +92,19 @@ def _advice(
     loss: Loss, within: Within, recipe: Recipe, quantization: Quantization, manifest: Manifest
 ) -> Iterator[Advice]:
     stored = [w for w in quantization.quantized if w.graph == loss.graph and w.name in set(loss.weights)]
-    rule = recipe.rule_for(stored[0].name) if stored else None
+    rules = {recipe.rule_for(weight.name) for weight in stored}
+    rule = rules.pop() if len(rules) == 1 else None  # of weights under several lines no one line can be advised
     if rule is None or not within.whole - loss.without > loss.error:  # else it may be chance
         return
     graph = manifest.graphs[loss.graph]
     yield Advice(
         graph=loss.graph,
         group=loss.group,
-        lines=tuple(f'"{pattern}" = {_spelled(stored[0], recipe)}' for pattern in patterns(loss)),
+        lines=tuple(
+            f'"{pattern}" = {_spelled(stored[0], recipe)}' for pattern in _raising(loss, rule, recipe, quantization)
+        ),
         before=line_of(recipe, rule.pattern)[0],
-        stored=f"int{stored[0].bits} by {stored[0].group_size}, {stored[0].method}",
+        stored=stored_as(stored[0]),
         extra_bytes=sum(_extra_bytes(weight, graph) for weight in stored),
         kl_now=within.whole,
         kl_then=loss.without,
@@ -108,8 +112,23 @@ def _advice(
     )
 
 
+def _raising(loss: Loss, rule: Rule, recipe: Recipe, quantization: Quantization) -> tuple[str, ...]:
+    """Patterns that, before the line of `rule`, name the weights of the group and no others."""
+    if loss.by == "layer":
+        return patterns(loss)
+    kind, since = kind_of(loss.weights[0]), recipe.rules.index(rule)
+    reached = {
+        weight.name
+        for weight in (*quantization.quantized, *quantization.kept)
+        if fnmatch.fnmatchcase(weight.name, kind)
+        and (ruled := recipe.rule_for(weight.name)) is not None
+        and recipe.rules.index(ruled) >= since
+    }
+    return (kind,) if reached == set(loss.weights) else loss.weights
+
+
 def patterns(loss: Loss) -> tuple[str, ...]:
-    """What names the group in a recipe."""
+    """What names the group."""
     if loss.by == "kind":
         return (loss.group,)
     layers = dict.fromkeys(name[: found.end()] for name in loss.weights if (found := LAYER.search(name)))

@@ -6,7 +6,7 @@ need not add up.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -22,6 +22,7 @@ from quant.comparison.mixing import Mixer
 from quant.comparison.record import empty_cache
 from quant.observe import HEAD, Observed, forced, rewind
 from quant.taps import Model, exposed, in_memory, load
+from runtime.bundle import QuantizedWeight
 from runtime.session import InMemory, Session
 
 CHOICES = 24  # of each step of an answer
@@ -152,11 +153,17 @@ class _Trial:
         mixer = Mixer(load(self.reference.folder, ours), load(self.candidate.folder, theirs))
         return mixer if mixer.differing() else None
 
+    def _stored(self, graph: str) -> dict[str, str]:
+        """How the candidate stores each quantized weight of a graph."""
+        quantization = self.candidate.manifest.quantization
+        quantized = quantization.quantized if quantization else ()
+        return {weight.name: stored_as(weight) for weight in quantized if weight.graph == graph}
+
     def _losses(self, graph: str, mixer: Mixer) -> Iterator[Loss]:
         differing, moved = mixer.differing(), mixer.rescaled()
         every = [*differing, *moved]
         # Where scales moved, a weight of one scale would meet an activation of another: then only layers are whole.
-        tried: Groups = {"kind": {} if moved else by_kind(differing), "layer": by_layers(every)}
+        tried: Groups = {"kind": {} if moved else by_kind(differing, self._stored(graph)), "layer": by_layers(every)}
         for by, groups in tried.items():
             for group, names in groups.items():
                 left = [name for name in every if name not in set(names)]
@@ -244,12 +251,25 @@ def _kl(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> Floats:
     return np.concatenate(parts)
 
 
-def by_kind(names: Sequence[str]) -> dict[str, list[str]]:
-    """Names alike but for their numbers, under the pattern that matches them."""
-    kinds: dict[str, list[str]] = {}
+def stored_as(weight: QuantizedWeight) -> str:
+    return f"int{weight.bits} by {weight.group_size}, {weight.method}"
+
+
+def by_kind(names: Sequence[str], stored: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names alike but for their numbers, under the pattern that matches them; apart where they are stored unlike."""
+    kinds: dict[str, dict[str, list[str]]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
-    return kinds
+        kinds.setdefault(kind_of(name), {}).setdefault(stored.get(name, ""), []).append(name)
+    return {
+        kind if len(ways) == 1 else f"{kind} ({way})": found
+        for kind, ways in kinds.items()
+        for way, found in ways.items()
+    }
+
+
+def kind_of(name: str) -> str:
+    """The pattern that a name shares with those alike but for their numbers."""
+    return re.sub(r"(?<=\.)\d+(?=\.)", "*", name)
 
 
 def by_layers(names: Sequence[str]) -> dict[str, list[str]]:
