@@ -31,7 +31,7 @@ def watched(command: Sequence[str], folder: Path) -> Watched:
     with log.open("w") as out:
         began = time.perf_counter()
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[1])
-        peaks = dict.fromkeys(KINDS, 0)
+        peaks: dict[str, int] = dict.fromkeys(KINDS, 0)
         while (ended := os.wait4(child.pid, os.WNOHANG))[0] == 0:
             for kind, size in memory_of(child.pid).items():
                 peaks[kind] = max(peaks[kind], size)
