@@ -19,6 +19,7 @@ from runtime.errors import CheckpointError
 MAX_PICKLE_BYTES = 16 << 20  # the names and shapes of a hundred thousand tensors
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")  # what torch wrote before 1.6
+# What zipfile raises for damaged files; NotImplementedError is its word for a compression that it does not know.
 _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error, OverflowError)
 
 

@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
@@ -119,9 +119,9 @@ def drafting(out: Path, job: Any) -> Iterator[Draft]:
         try:
             _refuse_new(out, known)  # a/../b is there only now that a was made
             draft = _open_draft(scratch, job)
-            yield draft
+            with closing(draft.journal):
+                yield draft
             _refuse_new(out, known)
-            draft.journal.close()
             _take_place(draft.folder, out, old)
         except OSError as error:
             raise EdgeOmniError(
