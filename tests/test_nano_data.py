@@ -153,7 +153,7 @@ def test_picture_answers_say_what_was_drawn():
     assert answers["which shape is blue"] == "the star is blue"
     assert answers["where is the circle"] == "the circle is on the left"
     assert answers["which shape is the biggest"] == "the circle is the biggest"
-    kind, color = pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes).cells()
+    kind, color, _ = pictures.Picture(np.zeros((112, 112, 3), np.uint8), shapes).cells()
     assert pictures.KINDS[kind[2, 0]] == "circle" and color[2, 2] == 1 + domain.COLORS.index("blue")
 
 

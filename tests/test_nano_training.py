@@ -124,7 +124,8 @@ def test_decoder_and_flow_learn_from_a_batch(folder, tmp_path):
 
     training.save_state(tmp_path / "tokenizer.pt", model=trainer().state_dict())
     recordings = corpus.recordings(folder / "answers")
-    target = decoder_stage.TargetCodes(recordings, coded(recordings, codes.SHIFTS), 80)
+    some = coded(recordings, codes.SHIFTS)
+    target = decoder_stage.TargetCodes([(r, some, i) for i, r in enumerate(recordings)], 80)
     stage = decoder_stage.DecoderTrainer(tmp_path)
     batch = target.draw(Random(2), 6)
     assert batch[1].shape[2] == 4 * batch[0].shape[1] - 1
@@ -156,7 +157,7 @@ def library(folder: Path) -> Library:
     for name, variants in (("questions_espeak", 3), ("noises", 3), ("answers", 4)):
         recordings = corpus.recordings(folder / name)
         found.add(recordings, coded(recordings, variants))
-    return found.ready()
+    return found
 
 
 def test_every_kind_of_sequence_trains_the_language_model(folder):

@@ -22,6 +22,7 @@ def steps(work: Path, checkpoint: Path) -> list[list[str]]:
         ["codes", data, run],
         ["decoder_stage", data, run],
         ["vocoder_stage", data, run],
+        ["vision_stage", run],
         ["language_stage", data, run],
         ["assemble", run, str(checkpoint)],
         ["evaluation", data, str(checkpoint)],

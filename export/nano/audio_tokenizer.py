@@ -128,6 +128,10 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def nearest(self, x: Tensor) -> Tensor:
         """Indices [n] of the code vectors next to x [n, dim], in float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self._nearest(x.float())
+
+    def _nearest(self, x: Tensor) -> Tensor:
         squares = (x * x).sum(1, keepdim=True) + (self.embed * self.embed).sum(1) - 2 * x @ self.embed.T
         return squares.clamp(min=0).sqrt().argmin(1)
 

@@ -11,15 +11,17 @@ from export.nano import corpus, domain, pictures, vocabulary
 from export.nano.codes import CodedSet, load_codes
 from export.nano.config import ModelConfig
 from export.nano.corpus import Recording
-from export.nano.sequences import Batch, Sequence, Writer, collate
+from export.nano.sequences import Batch, Sequence, Writer, pack
 from export.nano.split import read_split
 
 CONFIG = vocabulary.FOLDER
 _IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
-# Sequences of each kind in a batch.
-MIX = {"ask": 14, "transcribe": 6, "follow": 4, "noise": 3, "typed": 8, "look": 6}
-SPEECH_MIX = {"read": 4, "reply": 3, "look_aloud": 2}
-_LENGTH_SPREAD = 400  # clips of similar length to choose a batch's questions from
+# How often each kind of sequence is drawn.
+MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 8.0, "look": 9.0}
+SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0}
+ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
+_MISSES = 3  # sequences that found no room before a batch is full enough
+_NATURAL, _NATURAL_SHARE = ("kokoro/", "piper/"), 0.3  # neural voices, and how often they ask: they are few
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Coded:
 class Library:
     """Everything the sequences are made of."""
 
-    questions: list[Coded] = field(default_factory=list)  # sorted by length
+    questions: list[Coded] = field(default_factory=list)
+    natural: list[Coded] = field(default_factory=list)  # those of the questions that neural voices ask
     pairs: list[tuple[Coded, Coded]] = field(default_factory=list)  # a question and its follow-up
     noises: list[Coded] = field(default_factory=list)
     target: list[Coded] = field(default_factory=list)
@@ -60,13 +63,10 @@ class Library:
                 self.pairs.append((before, item))
             else:
                 self.questions.append(item)
+                if clip.voice.startswith(_NATURAL):
+                    self.natural.append(item)
             if clip.intent == "look":
                 self.about_pictures.setdefault(clip.text, []).append(item)
-
-    def ready(self) -> "Library":
-        """Sort the questions by length."""
-        self.questions.sort(key=lambda item: item.recording.clip.samples)
-        return self
 
 
 def read_library(folder: Path, run: Path, names: tuple[str, ...]) -> Library:
@@ -75,7 +75,7 @@ def read_library(folder: Path, run: Path, names: tuple[str, ...]) -> Library:
     for name in names:
         if (coded := load_codes(run, name)) is not None:
             library.add(corpus.recordings(folder / name), coded)
-    return library.ready()
+    return library
 
 
 class Composer:
@@ -86,16 +86,16 @@ class Composer:
         self.writer = Writer(CONFIG, config.codebook_sizes)
         self.split = read_split()
 
-    def draw(self, rng: Random, kind: str, near: int = 0) -> tuple[Sequence, pictures.Picture | None]:
+    def draw(self, rng: Random, kind: str) -> tuple[Sequence, pictures.Picture | None]:
         """One sequence, and the picture in it if there is one."""
         sequence = Sequence()
         if kind in ("transcribe", "read"):
-            return (self._transcribe if kind == "transcribe" else self._read)(rng, sequence, near), None
+            return (self._transcribe if kind == "transcribe" else self._read)(rng, sequence), None
         self.writer.system(sequence, rng.choices((None, 0, 1), (5, 4, 1))[0])
         self.writer.text(sequence, "<C_Q>")
         match kind:
             case "ask":
-                item = self._question(rng, near)
+                item = self._question(rng)
                 self.writer.hear(sequence, item.codes(rng))
                 self.writer.answer(sequence, self._spaced(item.recording.clip.answer))
             case "follow":
@@ -118,20 +118,20 @@ class Composer:
         """Every word of an answer has its token with a space in front."""
         return " " + text
 
-    def _question(self, rng: Random, near: int) -> Coded:
-        questions = self.stock.questions
-        return questions[min(near + rng.randrange(_LENGTH_SPREAD), len(questions) - 1)]
+    def _question(self, rng: Random) -> Coded:
+        natural = self.stock.natural and rng.random() < _NATURAL_SHARE
+        return rng.choice(self.stock.natural if natural else self.stock.questions)
 
-    def _transcribe(self, rng: Random, sequence: Sequence, near: int) -> Sequence:
+    def _transcribe(self, rng: Random, sequence: Sequence) -> Sequence:
         noise = rng.random() < 0.12
-        item = rng.choice(self.stock.noises) if noise else self._question(rng, near)
+        item = rng.choice(self.stock.noises) if noise else self._question(rng)
         self.writer.text(sequence, vocabulary.TRANSCRIBE)
         self.writer.hear(sequence, item.codes(rng))
         words = vocabulary.NOISE_MARKER if noise else self._spaced(item.recording.clip.text)
         self.writer.text(sequence, words + vocabulary.EOS, learn=True)
         return sequence
 
-    def _read(self, rng: Random, sequence: Sequence, near: int) -> Sequence:
+    def _read(self, rng: Random, sequence: Sequence) -> Sequence:
         item = rng.choice(self.stock.target)
         # A person's text comes without the space in front.
         text = item.recording.clip.text if rng.random() < 0.7 else self._spaced(item.recording.clip.text)
@@ -163,7 +163,7 @@ class Composer:
     def _reply(self, rng: Random, sequence: Sequence) -> None:
         """A question with a recorded answer, heard or typed; where none is found, a repetition."""
         for _ in range(20):
-            item = rng.choice(self.stock.questions)
+            item = self._question(rng)
             spoken = self.stock.by_answer.get(item.recording.clip.answer)
             if spoken:
                 break
@@ -201,10 +201,20 @@ class Composer:
         self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture
 
-    def batch(self, rng: Random, mix: dict[str, int]) -> tuple[Batch, list[pictures.Picture]]:
-        """A batch of the given kinds; its questions are of similar length."""
-        near = rng.randrange(max(1, len(self.stock.questions) - _LENGTH_SPREAD))
-        drawn = [self.draw(rng, kind, near) for kind, count in mix.items() for _ in range(count)]
+    def batch(self, rng: Random, mix: dict[str, float]) -> tuple[Batch, list[pictures.Picture]]:
+        """Full rows of sequences, their kinds drawn by the weights of `mix`; the pictures in the order of the batch."""
+        rows: list[list[tuple[Sequence, pictures.Picture | None]]] = [[] for _ in range(_ROWS)]
+        room, misses = [ROW] * _ROWS, 0
+        while misses < _MISSES:
+            kind = rng.choices(list(mix), list(mix.values()))[0]
+            drawn = self.draw(rng, kind)
+            at = next((i for i, left in enumerate(room) if left >= len(drawn[0].ids)), None)
+            if at is None:
+                misses += 1
+                continue
+            rows[at].append(drawn)
+            room[at] -= len(drawn[0].ids)
         pad = self.writer.token(vocabulary.EOS)
-        batch = collate([sequence for sequence, _ in drawn], pad, len(self.config.codebook_sizes))
-        return batch, [picture for _, picture in drawn if picture is not None]
+        sequences = [[sequence for sequence, _ in row] for row in rows]
+        batch = pack(sequences, ROW, pad, len(self.config.codebook_sizes))
+        return batch, [picture for row in rows for _, picture in row if picture is not None]

@@ -25,20 +25,21 @@ from export.nano.features import spoken_mel
 from export.nano.flow_matching import ConditionalDecoder
 from export.nano.model import AudioTokenizer
 
-_BATCH = 12
+_BATCH = 16
+_CROP = 64  # mel frames of a flow-matching item, but in the last quarter, which sees whole clips
 _DROPPED = 0.2  # share of flow batches without condition
 _QUIET = -1.0  # normalised log-mel below which a frame is silence
 
 
 class TargetCodes:
-    """Clips of the target voice with their codes, grouped by the number of codes at each shift."""
+    """Clips of the target voice with their codes' set and place in it, grouped by the number of codes at each shift."""
 
-    def __init__(self, recordings: list[Recording], coded: CodedSet, bins: int) -> None:
-        self.recordings, self.coded, self.bins = recordings, coded, bins
+    def __init__(self, clips: list[tuple[Recording, CodedSet, int]], bins: int) -> None:
+        self.clips, self.bins = clips, bins
         self._groups: dict[int, list[tuple[int, int]]] = {}
-        for clip in range(min(len(recordings), len(coded))):
+        for clip, (_, coded, index) in enumerate(clips):
             for shift in range(SHIFTS):
-                self._groups.setdefault(len(coded.of(clip, shift)), []).append((clip, shift))
+                self._groups.setdefault(len(coded.of(index, shift)), []).append((clip, shift))
         self._lengths = sorted(self._groups)
         self._weights = [len(self._groups[n]) for n in self._lengths]
 
@@ -49,12 +50,21 @@ class TargetCodes:
 
     def batch(self, rng: Random, chosen: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """As `draw`, of given (clip, shift) pairs of one length."""
-        codes = torch.stack([self.coded.of(clip, shift) for clip, shift in chosen])
+        codes = torch.stack([self.clips[clip][1].of(self.clips[clip][2], shift) for clip, shift in chosen])
         draws = np.random.default_rng(rng.getrandbits(63))
         frames = 4 * codes.shape[1] - 1
-        waves = [target_wave(self.recordings[clip], shift, draws) for clip, shift in chosen]
+        waves = [target_wave(self.clips[clip][0], shift, draws) for clip, shift in chosen]
         mels = [spoken_mel(torch.from_numpy(wave)[None], self.bins)[0, :, :frames] for wave in waves]
         return codes, torch.stack([F.pad(mel, (0, frames - mel.shape[1])) for mel in mels])
+
+
+def _coded(folder: Path, run: Path, names: tuple[str, ...]) -> list[tuple[Recording, CodedSet, int]]:
+    """Every recording of some sets with the codes of its set and its place among them."""
+    found = []
+    for name in names:
+        if (coded := load_codes(run, name)) is not None:
+            found += [(r, coded, i) for i, r in enumerate(corpus.recordings(folder / name)[: len(coded)])]
+    return found
 
 
 def mel_loss(mu: Tensor, mel: Tensor) -> Tensor:
@@ -95,7 +105,9 @@ def flow_loss(network: ConditionalDecoder, mel: Tensor, mu: Tensor, generator: R
     at = t[:, None, None]
     if generator.random() < _DROPPED:
         mu = torch.zeros_like(mu)
-    return F.mse_loss(network((1 - at) * noise + at * mel, mu, t), mel - noise)
+    with training.mixed_precision():
+        velocity = network((1 - at) * noise + at * mel, mu, t)
+    return F.mse_loss(velocity.float(), mel - noise)
 
 
 class DecoderTrainer:
@@ -108,8 +120,8 @@ class DecoderTrainer:
         self.network = flow.conditional_decoder
         near_identity(self.network)
         self.speaking = nn.ModuleList([bridge.proj_decoder, self.tokenizer.audio_decoder, flow.prenet])
-        self.optimizer = torch.optim.AdamW(self.speaking.parameters(), lr=6e-4, betas=(0.9, 0.98), weight_decay=0.01)
-        self.flow_optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+        self.optimizer = training.adamw(self.speaking.parameters(), 6e-4)
+        self.flow_optimizer = training.adamw(self.network.parameters(), 1e-3, decay=0.0)
         self.step = 0
         if (state := training.load_state(self.path)) is not None:
             self.speaking.load_state_dict(state["speaking"])
@@ -126,14 +138,16 @@ class DecoderTrainer:
 
     def prenet_step(self, codes: Tensor, mel: Tensor) -> dict[str, Tensor]:
         """One step of decoder and prenet."""
-        loss = mel_loss(self.tokenizer.condition(codes), mel)
+        with training.mixed_precision():
+            mu = self.tokenizer.condition(codes)
+        loss = mel_loss(mu.float(), mel)
         training.clipped_step(loss, self.optimizer, self.speaking.parameters())
         return {"mel": loss.detach()}
 
     def flow_step(self, codes: Tensor, mel: Tensor, rng: Random, crop: int) -> dict[str, Tensor]:
         """One step of the flow network on crops of `crop` frames."""
-        with torch.no_grad():
-            mu = self.tokenizer.condition(codes)
+        with torch.no_grad(), training.mixed_precision():
+            mu = self.tokenizer.condition(codes).float()
         start = rng.randint(0, max(0, mel.shape[2] - crop))
         mel, mu = mel[..., start : start + crop], mu[..., start : start + crop]
         loss = flow_loss(self.network, mel, mu, rng)
@@ -158,24 +172,24 @@ def evaluate(trainer: DecoderTrainer, target: TargetCodes, with_flow: bool) -> d
 def train(folder: Path, run: Path, steps: int, flow_steps: int, every: int = 200) -> None:
     """Train decoder and prenet to `steps`, then the flow network for `flow_steps`, going on from `run`/decoder.pt."""
     trainer = DecoderTrainer(run)
-    sets = {name: load_codes(run, name) for name in ("answers", "answers_heldout")}
     bins = trainer.network.final_proj.out_channels
-    voices = {n: TargetCodes(corpus.recordings(folder / n), coded, bins) for n, coded in sets.items() if coded}
+    spoken = TargetCodes(_coded(folder, run, ("answers", "answers_more")), bins)
+    heldout = TargetCodes(_coded(folder, run, ("answers_heldout",)), bins)
     log = training.Log(run / "decoder.jsonl")
     while trainer.step < steps + flow_steps:
         step, rng = trainer.step, training.seed_step(3, trainer.step)
-        codes, mel = voices["answers"].draw(rng, _BATCH)
+        codes, mel = spoken.draw(rng, _BATCH)
         if step < steps:
             training.set_rate(trainer.optimizer, training.cosine_rate(step, steps, 6e-4))
             log.add(**trainer.prenet_step(codes, mel))
         else:
             training.set_rate(trainer.flow_optimizer, training.cosine_rate(step - steps, flow_steps, 1e-3))
-            crop = 32 if step - steps < flow_steps // 2 else mel.shape[2]
+            crop = _CROP if step - steps < flow_steps * 3 // 4 else mel.shape[2]
             log.add(**trainer.flow_step(codes, mel, rng, crop))
         trainer.step += 1
         if trainer.step % every == 0 or trainer.step == steps + flow_steps:
             trainer.save()
-            log.write(trainer.step, **evaluate(trainer, voices["answers_heldout"], trainer.step > steps))
+            log.write(trainer.step, **evaluate(trainer, heldout, trainer.step > steps))
 
 
 def main() -> None:

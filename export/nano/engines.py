@@ -33,6 +33,11 @@ class Utterance:
     rate: int
     alignment: Alignment = field(default_factory=list)
 
+    def played(self, factor: float) -> "Utterance":
+        """The same samples `factor` times as fast, in whole steps of 150 Hz: a longer or shorter throat."""
+        rate = round(self.rate * factor / 150) * 150
+        return Utterance(self.wave, rate, [(start * self.rate / rate, phone) for start, phone in self.alignment])
+
 
 @dataclass(frozen=True)
 class Style:
@@ -43,6 +48,7 @@ class Style:
     pitch_range: float = 0.5
     liveliness: float = 0.5
     blend: tuple[float, ...] = ()  # weights of the training voices (Kokoro); empty: the named voice alone
+    throat: float = 1.0  # playback rate that moves pitch and formants of a neural voice; `speed` is kept
 
 
 class _EventId(ctypes.Union):
@@ -175,7 +181,7 @@ class Piper:
         symbols = [c for c in "^" + espeak().ipa(text) + ".$" if c in self._ids]
         ids = [i for c in symbols for i in self._ids[c] + self._ids["_"]]
         names = [n for c in symbols for n in (_piper_phone(c), "")]
-        scales = [0.667 * style.liveliness, 1 / style.speed, 0.8 * style.liveliness]
+        scales = [0.667 * style.liveliness, style.throat / style.speed, 0.8 * style.liveliness]
         feeds = {"input": [ids], "input_lengths": [len(ids)], "scales": scales}
         kinds = {"input": np.int64, "input_lengths": np.int64, "scales": np.float32}
         wave, lengths = self._session.run(None, {k: np.asarray(v, kinds[k]) for k, v in feeds.items()})
@@ -183,7 +189,7 @@ class Piper:
         pairs = np.asarray(lengths).reshape(-1, 2).sum(1)
         return Utterance(
             np.asarray(wave).ravel(), self._rate, _spread_all(*_merge(names[::2], pairs), self._HOP / self._rate)
-        )
+        ).played(style.throat)
 
 
 def _piper_phone(symbol: str) -> str:
@@ -234,11 +240,12 @@ class Kokoro:
         symbols = [c for c in symbols if c in self._vocabulary]
         tokens = np.array([[0, *(self._vocabulary[c] for c in symbols), 0]], np.int64)
         vector = self._style(voice, style.blend, len(symbols))
-        feeds = {"tokens": tokens, "style": vector, "speed": np.array([style.speed], np.float32)}
+        feeds = {"tokens": tokens, "style": vector, "speed": np.array([style.speed / style.throat], np.float32)}
         wave, lengths = self._session.run(None, feeds)
         names = [" ", *(" " if c in " .,?!" else phones.from_ipa(c) for c in symbols), " "]
         merged = _merge(names, np.asarray(lengths).ravel())
-        return Utterance(np.asarray(wave).ravel(), self._RATE, _spread_all(*merged, self._HOP / self._RATE))
+        speech = Utterance(np.asarray(wave).ravel(), self._RATE, _spread_all(*merged, self._HOP / self._RATE))
+        return speech.played(style.throat)
 
     def _style(self, voice: str, blend: tuple[float, ...], length: int) -> np.ndarray:
         row = min(length, len(self._voices[voice])) - 1

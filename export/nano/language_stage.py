@@ -1,4 +1,4 @@
-"""Stages 5 to 7: the language model over text, codes and pictures, with the vision tower and the audio head.
+"""Stage 6: the language model over text, codes and pictures, with the audio head; the vision tower learns on.
 
 python -m export.nano.language_stage DATA_FOLDER RUN_FOLDER [--steps N] [--speech-from STEP]
 
@@ -17,16 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.nano import codes, domain, pictures, training, vocabulary
+from export.nano import codes, pictures, training, vocabulary
 from export.nano.codes import load_codes, load_tokenizer
 from export.nano.composer import CONFIG, MIX, SPEECH_MIX, Composer, Library, read_library
 from export.nano.config import read_config
 from export.nano.model import Omni
 from export.nano.sequences import Batch, Sequence, collate
+from export.nano.vision_stage import GRID, PictureLabels, VisionTrainer
 
-_GRID = [(pictures.SIZE // 14, pictures.SIZE // 14)]
 _MASKED = 0.05  # share of heard frames whose embedding is dropped
-_DROPOUT = 0.1
 
 
 class LanguageTrainer(nn.Module):
@@ -38,10 +37,7 @@ class LanguageTrainer(nn.Module):
         whole = Omni(self.config)
         self.omni = whole
         del whole.audio_tokenizer  # codes are computed beforehand
-        width = self.config.vision.hidden_size
-        self.kinds = nn.Linear(width, len(pictures.KINDS))
-        self.colors = nn.Linear(width, 1 + len(domain.COLORS))
-        self.digits = nn.Linear(width, 10)
+        self.labels = PictureLabels(self.config.vision.hidden_size)
         self._start(run)
 
     @torch.no_grad()
@@ -52,6 +48,14 @@ class LanguageTrainer(nn.Module):
                 parameter.normal_(0, 0.02)
         if run is None:
             return
+        if (seeing := training.load_state(run / "vision.pt")) is not None:
+            vision = VisionTrainer(self.config)
+            vision.load_state_dict(seeing["model"])
+            self.omni.model.visual_model, self.omni.model.visual_bridge_model = (
+                vision.visual_model,
+                vision.visual_bridge_model,
+            )
+            self.labels = vision.labels
         books = [book.embed for book in load_tokenizer(run).audio_bridge_model.codebooks]
         dim = books[0].shape[1]
         projection = torch.randn(dim, self.config.decoder.hidden_size) / dim**0.5
@@ -67,31 +71,19 @@ class LanguageTrainer(nn.Module):
             if self.training:
                 kept = torch.rand(len(heard)) > _MASKED * batch.heard.float()
                 heard = heard * kept[:, None]
-            rows = rows.masked_scatter((batch.ids == self.config.audio.audio_pad_token_id)[..., None], heard)
+            rows = rows.masked_scatter((batch.ids == self.config.audio.audio_pad_token_id)[..., None], heard.to(rows.dtype))
         if not len(batch.pictures):
             return rows, None
-        seen = model.embed_images(batch.pictures, _GRID)
+        seen = model.embed_images(batch.pictures, GRID)
         places = batch.ids == self.config.vision.image_pad_token_id
-        return rows.masked_scatter(places[..., None], seen.flatten(0, 1)), seen
+        return rows.masked_scatter(places[..., None], seen.flatten(0, 1).to(rows.dtype)), seen
 
     def hidden(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Normalised hidden states [batch, T, hidden], and the picture rows."""
-        rows, seen = self.rows(batch)
-        positions = torch.arange(1, rows.shape[1] + 1)
-        return self.omni.model(rows, positions, dropout=_DROPOUT)[0], seen
-
-    def picture_loss(self, seen: Tensor, drawn: list[pictures.Picture]) -> Tensor:
-        """Cross-entropies of kind and colour under each token and of the digit of the whole picture."""
-        cells = [picture.cells() for picture in drawn]
-        kinds = torch.stack([torch.from_numpy(kind).flatten() for kind, _ in cells])
-        colors = torch.stack([torch.from_numpy(color).flatten() for _, color in cells])
-        loss = F.cross_entropy(self.kinds(seen).flatten(0, 1), kinds.flatten())
-        loss = loss + F.cross_entropy(self.colors(seen).flatten(0, 1), colors.flatten())
-        digits = [(i, p.digit) for i, p in enumerate(drawn) if p.digit is not None]
-        if digits:
-            at, value = (torch.tensor(part) for part in zip(*digits, strict=True))
-            loss = loss + F.cross_entropy(self.digits(seen.mean(1))[at], value)
-        return loss
+        with training.mixed_precision(self.training):
+            rows, seen = self.rows(batch)
+            hidden = self.omni.model(rows, batch.positions, bias=batch.bias().to(rows.dtype))[0]
+        return hidden, seen
 
     def losses(self, batch: Batch, drawn: list[pictures.Picture]) -> dict[str, Tensor]:
         """Cross-entropy of text, mean cross-entropy of the code levels, dense picture loss; whichever apply."""
@@ -101,14 +93,15 @@ class LanguageTrainer(nn.Module):
         if len(batch.frames):
             parts["speech"] = self.speech_losses(hidden, batch).mean()
         if seen is not None:
-            parts["picture"] = self.picture_loss(seen, drawn)
+            parts["picture"] = self.labels.loss(seen.float(), drawn)
         return parts
 
     def speech_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy of each level [levels]; the end frame counts on level 0 only."""
         at = hidden[batch.frame_at[:, 0], batch.frame_at[:, 1]]
         ends = batch.frames[:, 0] == self.config.codebook_sizes[0]
-        logits = self.omni.frame_logits(at, batch.frames)
+        with training.mixed_precision(self.training):
+            logits = [level.float() for level in self.omni.frame_logits(at, batch.frames)]
         first = F.cross_entropy(logits[0], batch.frames[:, 0])
         later = [F.cross_entropy(x[~ends], batch.frames[~ends, i]) for i, x in enumerate(logits) if i > 0]
         return torch.stack([first, *later])
@@ -134,7 +127,7 @@ def test_sequences(composer: Composer, library: Library, task: str, most: int) -
     rng.shuffle(unseen)
     count = {"follow": len(library.pairs), "noise": len(library.noises)}.get(task, len(unseen))
     for i in range(min(most, count)):
-        only = Library(unseen[i : i + 1], library.pairs[i : i + 1], library.noises[i : i + 1])
+        only = Library(unseen[i : i + 1], [], library.pairs[i : i + 1], library.noises[i : i + 1])
         if task == "transcribe":
             sequence = Sequence()
             composer.writer.text(sequence, vocabulary.TRANSCRIBE)
@@ -162,10 +155,10 @@ def evaluate(trainer: LanguageTrainer, composer: Composer, tests: dict[str, Libr
     return figures | {"look": sum(right) / len(right)}
 
 
-def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 250) -> None:
+def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 500) -> None:
     """Train to `steps`, going on from `run`/language.pt."""
     trainer = LanguageTrainer(run).train()
-    optimizer = torch.optim.AdamW(trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.05)
+    optimizer = training.adamw(trainer.parameters(), 1e-3, decay=0.05)
     step, log = 0, training.Log(run / "language.jsonl")
     if (state := training.load_state(run / "language.pt")) is not None:
         trainer.load_state_dict(state["model"])
@@ -186,7 +179,7 @@ def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 25
             training.save_state(
                 run / "language.pt", model=trainer.state_dict(), optimizer=optimizer.state_dict(), step=step
             )
-            log.write(step, **evaluate(trainer, composer, tests, 200))
+            log.write(step, **evaluate(trainer, composer, tests, 100))
 
 
 def main() -> None:

@@ -87,14 +87,21 @@ class OmniDecoder(nn.Module):
         return rows
 
     def forward(
-        self, rows: Tensor, positions: Tensor, past: Cache | None = None, dropout: float = 0.0
+        self,
+        rows: Tensor,
+        positions: Tensor,
+        past: Cache | None = None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """Rows [batch, T, hidden] at positions [T] or [batch, T] -> normalised hidden states, keys and values."""
+        """Rows [batch, T, hidden] at positions [T] or [batch, T] -> normalised hidden states, keys and values.
+
+        `bias` [batch, 1, T, T] is added to all attention scores where several sequences share a row (without a past).
+        """
         c = self.config.decoder
         cos, sin = rotary(positions, c.head_dim, c.rope_theta)
         kept: Cache = []
         for i, layer in enumerate(self.layers):
-            rows, pair = layer(rows, cos, sin, past[i] if past else None, dropout)
+            rows, pair = layer(rows, cos, sin, past[i] if past else None, bias)
             kept.append(pair)
         return self.norm(rows), kept
 

@@ -49,17 +49,19 @@ class Picture:
     digit: int | None = None
     sign: str | None = None
 
-    def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """Labels of each 28-pixel cell [rows, columns]: index into KINDS, and 1 + index into domain.COLORS (0: none),
-        of the shape whose centre lies in it; a digit or sign fills all cells."""
+    def cells(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Labels of each 28-pixel cell [rows, columns]: index into KINDS, 1 + index into domain.COLORS (0: none), and
+        radius in tens of pixels, of the shape whose centre lies in it; a digit or sign fills all cells."""
         rows = SIZE // CELL
         kind, color = np.zeros((rows, rows), np.int64), np.zeros((rows, rows), np.int64)
+        size = np.zeros((rows, rows), np.float32)
         if self.digit is not None or self.sign is not None:
             kind[:] = KINDS.index("sign" if self.digit is None else "digit")
         for shape in self.shapes:
             at = int(shape.y // CELL), int(shape.x // CELL)
             kind[at], color[at] = KINDS.index(shape.kind), 1 + domain.COLORS.index(shape.color)
-        return kind, color
+            size[at] = shape.radius / 10
+        return kind, color, size
 
 
 @cache

@@ -40,15 +40,26 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded right: ids, labels [batch, T]; codes of all audio pads [n, levels]; frames to predict."""
+    """Sequences packed into rows of one length: ids, labels, positions [rows, T] (positions count from 1 in each
+    sequence), which sequence of its row a token belongs to [rows, T]; codes of all audio pads [n, levels]; frames to
+    predict; pictures."""
 
     ids: Tensor
     labels: Tensor
+    positions: Tensor
+    sequence: Tensor
     codes: Tensor
     heard: Tensor  # [n] bool
-    frame_at: Tensor  # [m, 2]: item, position
+    frame_at: Tensor  # [m, 2]: row, column
     frames: Tensor  # [m, levels]
     pictures: Tensor  # [pictures, patches, values], all of one size
+
+    def bias(self) -> Tensor:
+        """Added to attention scores, [rows, 1, T, T]: 0 where a token looks at itself and at what is before it in its
+        own sequence, else very low."""
+        own = self.sequence[:, :, None] == self.sequence[:, None]
+        visible = own & torch.ones(own.shape[1:], dtype=torch.bool).tril()
+        return torch.zeros(own.shape).masked_fill(~visible, -1e4)[:, None]
 
 
 class Writer:
@@ -115,23 +126,36 @@ class Writer:
 
 
 def collate(sequences: list[Sequence], pad: int, levels: int) -> Batch:
-    """Pad with `pad` (end of text) on the right."""
-    longest = max(len(s.ids) for s in sequences)
-    ids = torch.full((len(sequences), longest), pad)
-    labels = torch.full((len(sequences), longest), _NONE)
+    """One sequence a row, padded with `pad` (end of text) on the right."""
+    return pack([[sequence] for sequence in sequences], max(len(s.ids) for s in sequences), pad, levels)
+
+
+def pack(rows: list[list[Sequence]], length: int, pad: int, levels: int) -> Batch:
+    """Several sequences a row, one after the other, padded on the right to `length`."""
+    ids = torch.full((len(rows), length), pad)
+    labels = torch.full_like(ids, _NONE)
+    positions, owner = torch.ones_like(ids), torch.full_like(ids, -1)
     places, frames, codes, heard, pictures = [], [], [], [], []
-    for i, sequence in enumerate(sequences):
-        ids[i, : len(sequence.ids)] = torch.tensor(sequence.ids)
-        labels[i, : len(sequence.ids)] = torch.tensor(sequence.labels)
-        places += [(i, position) for position in sequence.frames]
-        frames += list(sequence.frames.values())
-        codes += sequence.codes
-        heard += sequence.heard
-        pictures += sequence.pictures
+    for i, row in enumerate(rows):
+        start = 0
+        for k, sequence in enumerate(row):
+            span = slice(start, start + len(sequence.ids))
+            ids[i, span] = torch.tensor(sequence.ids)
+            labels[i, span] = torch.tensor(sequence.labels)
+            positions[i, span] = torch.arange(1, len(sequence.ids) + 1)
+            owner[i, span] = k
+            places += [(i, start + position) for position in sequence.frames]
+            frames += list(sequence.frames.values())
+            codes += sequence.codes
+            heard += sequence.heard
+            pictures += sequence.pictures
+            start = span.stop
     empty = torch.zeros(0, levels, dtype=torch.long)
     return Batch(
         ids,
         labels,
+        positions,
+        owner,
         torch.stack(codes) if codes else empty,
         torch.tensor(heard, dtype=torch.bool),
         torch.tensor(places, dtype=torch.long).view(-1, 2),

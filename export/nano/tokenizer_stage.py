@@ -31,6 +31,8 @@ NOISE_LABEL = len(phones.PHONES)
 LABELS = NOISE_LABEL + 1
 _IGNORED = -100
 _FRAME = HEARD_RATE // 50  # samples of one encoder frame
+# Batches have few different lengths, each of whole codes: a product of a new shape costs its kernel's making.
+_LENGTH_STEP = HEARD_RATE * 12 // 25
 _SPEECH, _TARGET, _NOISE = 13, 6, 1  # clips of a batch
 _CONTINUOUS = 400  # steps before quantization
 _DECAY = 0.97
@@ -61,9 +63,8 @@ def frame_labels(alignment: list[tuple[int, str]], samples: int, frames: int) ->
 
 
 def collate(waves: list[np.ndarray], alignments: list[list[tuple[int, str]]], noise: list[bool]) -> Heard:
-    """Pad waves to a common length of whole codes and at least 400 samples of silence."""
-    code = 4 * _FRAME
-    longest = (max(map(len, waves)) + 400) // code * code + code
+    """Pad waves to a common length of whole steps and at least 400 samples of silence."""
+    longest = -(-(max(map(len, waves)) + 400) // _LENGTH_STEP) * _LENGTH_STEP
     padded = np.zeros((len(waves), longest), np.float32)
     frames = longest // _FRAME + 1
     labels = np.full((len(waves), frames), _IGNORED)
@@ -94,8 +95,9 @@ def draw_target(rng: Random, target: list[Recording], count: int) -> tuple[Heard
 
 def pair_target(rng: Random, chosen: list[Recording]) -> tuple[Heard, Tensor]:
     """As `draw_target`, of given clips."""
-    code = SPOKEN_RATE * 2 // 25
-    longest = (max(r.clip.samples for r in chosen) + code) // code * code + code
+    code, step = SPOKEN_RATE * 2 // 25, _LENGTH_STEP * SPOKEN_RATE // HEARD_RATE
+    # After `collate` has added its silence, too, the length is one of the steps.
+    longest = (max(r.clip.samples for r in chosen) + code + 600) // step * step + step - 600
     spoken = np.zeros((len(chosen), longest), np.float32)
     alignments = []
     for i, recording in enumerate(chosen):
@@ -126,9 +128,10 @@ class TokenizerTrainer(nn.Module):
         if mask_bands is not None:
             mel = masked(mel, mask_bands)
         mel_lengths, frames, codes = heard_lengths(heard.samples, self.pool)
-        hidden = self.tokenizer.audio_model(mel, frames, mel_lengths)
-        pooled = self.tokenizer.audio_bridge_model.pooled(hidden)
-        return hidden, pooled, length_mask(codes, pooled.shape[1])
+        with training.mixed_precision(self.training):
+            hidden = self.tokenizer.audio_model(mel, frames, mel_lengths)
+            pooled = self.tokenizer.audio_bridge_model.pooled(hidden)
+        return hidden.float(), pooled.float(), length_mask(codes, pooled.shape[1])
 
     def label_losses(self, heard: Heard, hidden: Tensor, quantized: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropies from the code vectors and from the encoder, and the former's accuracy."""
@@ -145,8 +148,9 @@ class TokenizerTrainer(nn.Module):
         """L1 of the prenet's mel against the recording's."""
         want = spoken_mel(spoken, self.mel_bins)
         bridge = self.tokenizer.audio_bridge_model
-        hidden = self.tokenizer.audio_decoder(bridge.proj_decoder(quantized))
-        got = self.tokenizer.audio_flow_matching_decoder.prenet(hidden).transpose(1, 2)
+        with training.mixed_precision(self.training):
+            hidden = self.tokenizer.audio_decoder(bridge.proj_decoder(quantized))
+            got = self.tokenizer.audio_flow_matching_decoder.prenet(hidden).float().transpose(1, 2)
         frames = min(got.shape[2], want.shape[2])
         return F.l1_loss(got[..., :frames], want[..., :frames])
 
@@ -311,7 +315,7 @@ def collect_vectors(trainer: TokenizerTrainer, data: Data, rng: Random) -> Tenso
 def train(folder: Path, run: Path, steps: int, every: int = 200) -> None:
     """Train to `steps`, going on from `run`/tokenizer.pt; new recordings are picked up at each evaluation."""
     trainer = TokenizerTrainer().train()
-    optimizer = torch.optim.AdamW(trainer.parameters(), lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = training.adamw(trainer.parameters(), 1e-3)
     step, log = 0, training.Log(run / "tokenizer.jsonl")
     if (state := training.load_state(run / "tokenizer.pt")) is not None:
         trainer.load_state_dict(state["model"])

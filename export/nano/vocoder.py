@@ -42,8 +42,8 @@ class Snake(nn.Module):
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        a = self.alpha[:, None]
-        return x + torch.sin(a * x).pow(2) / (a + 1e-9)
+        a = self.alpha[:, None].to(x.dtype)
+        return x + torch.sin(a * x).pow(2) * (1 / (a + 1e-9))
 
 
 class ResBlock(nn.Module):

@@ -111,10 +111,12 @@ class ResolutionDiscriminator(nn.Module):
 
     def forward(self, wave: Tensor) -> list[Tensor]:
         x, outputs = log_spectrum(wave, self.n_fft, self.hop)[:, None], []
-        for layer in self.layers:
-            x = F.leaky_relu(layer(x), 0.1)
-            outputs.append(x)
-        return [*outputs, self.score(x)]
+        with training.mixed_precision():
+            for layer in self.layers:
+                x = F.leaky_relu(layer(x), 0.1)
+                outputs.append(x)
+            outputs.append(self.score(x))
+        return [output.float() for output in outputs]
 
 
 class Discriminator(nn.Module):
@@ -155,8 +157,8 @@ class VocoderTrainer:
             # Start at a speaking pitch instead of creeping up to it from 0 Hz.
             self.hift.f0_predictor.classifier.weight.mul_(60)
             self.hift.f0_predictor.classifier.bias.fill_(120.0)
-        self.optimizer = torch.optim.AdamW(self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01)
-        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99))
+        self.optimizer = torch.optim.AdamW(self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99), fused=True)
         self.step = 0
         if (state := training.load_state(self.path)) is not None:
             self.hift.load_state_dict(state["model"])
@@ -174,7 +176,10 @@ class VocoderTrainer:
     def losses(self, piece: Piece) -> tuple[Tensor, dict[str, Tensor]]:
         """The waveform from the given F0, and the parts of the loss but the adversarial one."""
         phase, noise = self.hift.draw(piece.mel)
-        made = self.hift(piece.mel, phase, noise, piece.f0)
+        source = self.hift.m_source(piece.f0, phase, noise)
+        with training.mixed_precision():
+            spectrum = self.hift.spectrum(piece.mel, source)
+        made = self.hift.waveform(spectrum.float())
         pitch = pitch_loss(self.hift.f0_predictor(piece.mel), piece.f0)
         mel = F.l1_loss(spoken_mel(made, self.bins), spoken_mel(piece.wave, self.bins))
         return made, {"spectrum": spectral_loss(made, piece.wave), "mel": mel, "pitch": pitch}
