@@ -343,7 +343,9 @@ def compare(
 
 @app.command()
 def chat(
-    bundle: Bundle,
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
+    ] = None,
     text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
@@ -363,7 +365,9 @@ def chat(
     from apps import terminal
     from runtime.conversation import Choices
 
-    engine = open_engine(bundle, threads, compat, no_cache)
+    if bundle is not None and text is None and not could_be_folder(bundle):
+        bundle, text = None, str(bundle)
+    engine = open_engine(bundle or embedded(), threads, compat, no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact", max_new=max_new)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
@@ -453,6 +457,20 @@ def doctor(as_json: Json = False) -> None:
     found = examination.examine()
     emit(found.record()) if as_json else examination.show(found)
     raise typer.Exit(0 if not found.problems else 1)
+
+
+def could_be_folder(argument: Path) -> bool:
+    """Whether the only argument names a bundle rather than says something: it exists, or looks like a path."""
+    return argument.exists() or len(argument.parts) > 1 or argument.is_absolute()
+
+
+def embedded() -> Path:
+    """The bundle of the checkpoint that comes along; says on stderr that it is used."""
+    from apps.embedded import embedded_bundle
+
+    bundle = embedded_bundle()
+    note(f"no bundle is named, so the embedded model answers, which knows a small world only ({bundle})")
+    return bundle
 
 
 def open_engine(bundle: Path, threads: int, compat: Compat, no_cache: bool):

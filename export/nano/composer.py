@@ -1,6 +1,7 @@
 """Draws the language model's training sequences from the recordings' codes, the grammar and the pictures."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -191,12 +192,16 @@ class Composer:
         question, answer = pictures.draw_question(rng, choices)
         vision = self.config.vision
         rows = pictures.patches(picture.pixels, vision.image_mean, vision.image_std)
-        self.writer.see(sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)
+        show = partial(self.writer.see, sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)
         spoken = self.stock.about_pictures.get(question)
         if spoken and rng.random() < 0.6:
-            self.writer.hear(sequence, rng.choice(spoken).codes(rng))
+            ask = partial(self.writer.hear, sequence, rng.choice(spoken).codes(rng))
+            # A person may speak before or after the picture is there; typed words always follow it.
+            parts = [show, ask] if rng.random() < 0.5 else [ask, show]
         else:
-            self.writer.text(sequence, question)
+            parts = [show, partial(self.writer.text, sequence, question)]
+        for part in parts:
+            part()
         recordings = self.stock.by_answer.get(answer, []) if aloud else []
         self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture

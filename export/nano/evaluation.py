@@ -21,9 +21,10 @@ from export.nano import codes, corpus, features, pictures, vocabulary
 from export.nano.corpus import Recording
 from export.nano.judge import Judge
 from export.nano.language import Cache
+from export.nano.language_stage import LanguageTrainer, Predicted, exact, predict
 from export.nano.model import load_checkpoint
 from export.nano.sequences import Sequence, Writer, collate
-from export.nano.split import read_split
+from export.nano.turns import unseen
 
 _MOST = 600  # items of a figure
 _SPOKEN = 100  # recordings of a figure that is judged by ear
@@ -45,7 +46,13 @@ class Examiner:
         self.omni, self.hift = load_checkpoint(checkpoint)
         self.config = self.omni.config
         self.writer = Writer(checkpoint, self.config.codebook_sizes)
+        self.trainer = LanguageTrainer(None).eval()
+        self.trainer.omni = self.omni
         self.judge: Judge | None = None
+
+    def predict(self, sequences: list[Sequence]) -> Predicted:
+        """The likeliest tokens and the right ones where one is due."""
+        return predict(self.trainer, sequences, self.writer.token(vocabulary.EOS))
 
     def encode(self, recording: Recording) -> Tensor:
         """Codes of a recording with 50 ms of silence around it."""
@@ -115,10 +122,6 @@ class Examiner:
         Random(1).shuffle(found)
         return found
 
-    def text(self, tokens: list[int]) -> str:
-        """Tokens as text."""
-        return self.writer.plain(tokens)
-
     def errors(self, spoken: Iterator[tuple[np.ndarray, int, str]]) -> float:
         """Word error rate by the judge."""
         self.judge = self.judge or Judge(self.folder)
@@ -158,66 +161,76 @@ def voice(examiner: Examiner) -> dict[str, dict[str, float]]:
     return {"voice": {"wer": examiner.errors(made()), "n": len(found)}}
 
 
-def _ask(examiner: Examiner, recording: Recording, spoken: bool = False) -> Sequence:
+def _ask(examiner: Examiner, recording: Recording, answer: str, spoken: bool = False) -> Sequence:
+    """A heard question; with the answer to be predicted, unless it is to be spoken."""
     sequence = Sequence()
     examiner.writer.text(sequence, "<C_Q>")
     examiner.writer.hear(sequence, examiner.encode(recording))
-    examiner.writer.text(sequence, ("<audiotext_start_baichuan>" if spoken else "") + "<C_A>")
+    if spoken:
+        examiner.writer.text(sequence, "<audiotext_start_baichuan><C_A>")
+    else:
+        examiner.writer.answer(sequence, answer)
     return sequence
 
 
-def _follow_ups(examiner: Examiner, name: str) -> list[bool]:
-    found, right = corpus.recordings(examiner.folder / name), []
-    for first, then in pairwise(found):
-        if then.clip.turn == 1 and len(right) < _MOST:
-            sequence = _ask(examiner, first)
-            examiner.writer.text(sequence, f" {first.clip.answer}<C_Q>")
-            examiner.writer.hear(sequence, examiner.encode(then))
-            examiner.writer.text(sequence, "<C_A>")
-            answer = examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
-            right.append(answer == " " + then.clip.answer)
-    return right
+def _follow(examiner: Examiner, first: Recording, then: Recording) -> Sequence:
+    sequence = Sequence()
+    examiner.writer.text(sequence, "<C_Q>")
+    examiner.writer.hear(sequence, examiner.encode(first))
+    examiner.writer.answer(sequence, " " + first.clip.answer, last=False)
+    examiner.writer.text(sequence, "<C_Q>")
+    examiner.writer.hear(sequence, examiner.encode(then))
+    examiner.writer.answer(sequence, " " + then.clip.answer)
+    return sequence
+
+
+def _transcribe(examiner: Examiner, recording: Recording) -> Sequence:
+    sequence = Sequence()
+    examiner.writer.text(sequence, vocabulary.TRANSCRIBE)
+    examiner.writer.hear(sequence, examiner.encode(recording))
+    examiner.writer.text(sequence, f" {recording.clip.text}{vocabulary.EOS}", learn=True)
+    return sequence
 
 
 def hearing(examiner: Examiner) -> dict[str, dict[str, float]]:
     """Unseen sentences: answers, arithmetic among them, transcriptions, commands taken for noise; and noise itself."""
     figures: dict[str, dict[str, float]] = {}
     for name in codes.TESTS:
-        unseen = read_split().sentence_is_heldout
-        found = [r for r in examiner.clips(name) if r.clip.intent == "noise" or (r.clip.key and unseen(r.clip.key))]
-        if not found:
-            continue
-        if found[0].clip.intent == "noise":
-            marked = [_answer(examiner, r) == vocabulary.NOISE_MARKER for r in found[:_MOST]]
-            figures[f"{name} marked"] = _share(marked)
-            continue
-        found = [r for r in found if r.clip.turn == 0][:_MOST]
-        answers = [_answer(examiner, r) for r in found]
-        figures[f"{name} answered"] = _share([a == " " + r.clip.answer for a, r in zip(answers, found, strict=True)])
-        sums = [(a, r) for a, r in zip(answers, found, strict=True) if r.clip.intent in ("add", "sub", "mul", "half")]
-        figures[f"{name} arithmetic"] = _share([a == " " + r.clip.answer for a, r in sums])
-        figures[f"{name} rejected"] = _share([a == vocabulary.NOISE_MARKER for a in answers])
-        figures[f"{name} transcribed"] = _share([_transcript(examiner, r) == " " + r.clip.text for r in found])
-        if follow_ups := _follow_ups(examiner, name):
-            figures[f"{name} followed"] = _share(follow_ups)
+        found = examiner.clips(name)
+        if found and found[0].clip.intent == "noise":
+            asked = [_ask(examiner, r, vocabulary.NOISE_MARKER) for r in found[:_MOST]]
+            figures[f"{name} marked"] = _share(exact(examiner.predict(asked)))
+        elif found:
+            figures |= {f"{name} {what}": share for what, share in _commands(examiner, name, unseen(found)).items()}
     return figures
 
 
-def _answer(examiner: Examiner, recording: Recording) -> str:
-    return examiner.text(examiner.write(_ask(examiner, recording), (vocabulary.EOS,))[0])
-
-
-def _transcript(examiner: Examiner, recording: Recording) -> str:
-    sequence = Sequence()
-    examiner.writer.text(sequence, vocabulary.TRANSCRIBE)
-    examiner.writer.hear(sequence, examiner.encode(recording))
-    return examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
+def _commands(examiner: Examiner, name: str, found: list[Recording]) -> dict[str, dict[str, float]]:
+    found = found[:_MOST]
+    answers = examiner.predict([_ask(examiner, r, " " + r.clip.answer) for r in found])
+    right = exact(answers)
+    sums = [ok for ok, r in zip(right, found, strict=True) if r.clip.intent in ("add", "sub", "mul", "half")]
+    marker = examiner.writer.token(vocabulary.NOISE_MARKER)
+    written = examiner.predict([_transcribe(examiner, r) for r in found])
+    pairs = [(a, b) for a, b in pairwise(corpus.recordings(examiner.folder / name)) if b.clip.turn == 1][:_MOST]
+    tokens = [a == b for best, labels in written for a, b in zip(best, labels, strict=True)]
+    figures = {
+        "answered": _share(right),
+        "arithmetic": _share(sums),
+        "rejected": _share([best[0] == marker for best, _ in answers]),
+        "transcribed": _share(exact(written)),
+        "transcript tokens": _share(tokens),
+    }
+    if pairs:
+        followed = examiner.predict([_follow(examiner, first, then) for first, then in pairs])
+        figures["followed"] = _share(exact(followed))
+    return figures
 
 
 def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
     """Typed questions about fresh pictures, digits being held-out ones, by the kind of question."""
     rng, by_kind = Random(10_000), {}
-    vision = examiner.config.vision
+    vision, asked = examiner.config.vision, []
     for _ in range(4 * _MOST):
         picture = pictures.draw_picture(rng, heldout=True)
         question, answer = pictures.draw_question(rng, pictures.questions(picture))
@@ -225,13 +238,13 @@ def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
         examiner.writer.text(sequence, "<C_Q>")
         patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
         examiner.writer.see(sequence, patches, (pictures.SIZE // pictures.CELL) ** 2)
-        examiner.writer.text(sequence, question + "<C_A>")
-        got = examiner.text(examiner.write(sequence, (vocabulary.EOS,))[0])
-        kind = next(
-            (k for k in ("how many", "color", "digit", "number", "say", "word", "where") if k in question), "shape"
-        )
-        by_kind.setdefault(f"looking {kind}", []).append(got == " " + answer)
-    everything = [right for rights in by_kind.values() for right in rights]
+        examiner.writer.text(sequence, question)
+        examiner.writer.answer(sequence, " " + answer)
+        kinds = ("how many", "color", "digit", "number", "say", "word", "where")
+        asked.append((next((kind for kind in kinds if kind in question), "shape"), sequence))
+    everything = exact(examiner.predict([sequence for _, sequence in asked]))
+    for (kind, _), right in zip(asked, everything, strict=True):
+        by_kind.setdefault(f"looking {kind}", []).append(right)
     return {kind: _share(rights) for kind, rights in sorted(by_kind.items())} | {"looking": _share(everything)}
 
 
@@ -241,9 +254,8 @@ def speaking(examiner: Examiner) -> dict[str, dict[str, float]]:
 
     def made() -> Iterator[tuple[np.ndarray, int, str]]:
         for r in found:
-            _, hidden, past = examiner.write(
-                _ask(examiner, r, spoken=True), ("<audiogen_start_baichuan>", vocabulary.EOS)
-            )
+            asked = _ask(examiner, r, "", spoken=True)
+            _, hidden, past = examiner.write(asked, ("<audiogen_start_baichuan>", vocabulary.EOS))
             frames = examiner.utter(hidden, past)
             wave = examiner.speak(frames) if len(frames) else np.zeros(features.SPOKEN_RATE, np.float32)
             yield wave, features.SPOKEN_RATE, r.clip.answer

@@ -1,12 +1,12 @@
 """Stage 6: the language model over text, codes and pictures, with the audio head; the vision tower learns on.
 
-python -m export.nano.language_stage DATA_FOLDER RUN_FOLDER [--steps N] [--speech-from STEP]
+python -m export.nano.language_stage DATA_FOLDER RUN_FOLDER [--steps N] [--speech-from STEP] [--pictures-from STEP]
 
-One batch mixes spoken and typed questions, follow-ups, transcriptions, non-questions (answered by the noise marker),
-questions about pictures drawn on the spot and, from a step on, reading aloud and spoken answers. The vision tower also
-learns dense labels, the kind and colour of the shape whose centre lies under each token; without them it stays at the
-prior for long. Typed arithmetic covers all pairs of numbers, bare ("two plus three"), the held-out ones too: a fact
-cannot be derived; the sentences with them are never heard in training.
+One batch mixes spoken and typed questions, follow-ups, transcriptions and non-questions (answered by the noise marker);
+from a step on also reading aloud and spoken answers; from another on questions about pictures drawn on the spot, when
+the vision stage's tower is taken over, which goes on learning its dense labels. Typed arithmetic covers all pairs of
+numbers, bare ("two plus three"), the held-out ones too: a fact cannot be derived; the sentences with them are never
+heard in training.
 """
 
 import argparse
@@ -48,19 +48,30 @@ class LanguageTrainer(nn.Module):
                 parameter.normal_(0, 0.02)
         if run is None:
             return
-        if (seeing := training.load_state(run / "vision.pt")) is not None:
-            vision = VisionTrainer(self.config)
-            vision.load_state_dict(seeing["model"])
-            self.omni.model.visual_model, self.omni.model.visual_bridge_model = (
-                vision.visual_model,
-                vision.visual_bridge_model,
-            )
-            self.labels = vision.labels
         books = [book.embed for book in load_tokenizer(run).audio_bridge_model.codebooks]
         dim = books[0].shape[1]
         projection = torch.randn(dim, self.config.decoder.hidden_size) / dim**0.5
         for layer, book in zip(self.omni.model.audio_embed_layers, books, strict=True):
             layer.get_parameter("weight")[: len(book)] = 0.35 * book @ projection
+
+    def open_eyes(self, run: Path) -> None:
+        """Take over the vision tower, its projector and label heads from their own stage.
+
+        Raises:
+            FileNotFoundError: that stage has not run.
+        """
+        state = training.load_state(run / "vision.pt")
+        if state is None:
+            raise FileNotFoundError(f"{run / 'vision.pt'} is missing; run export.nano.vision_stage first")
+        trained = VisionTrainer(self.config)
+        trained.load_state_dict(state["model"])
+        model = self.omni.model
+        for mine, theirs in (
+            (model.visual_model, trained.visual_model),
+            (model.visual_bridge_model, trained.visual_bridge_model),
+            (self.labels, trained.labels),
+        ):
+            mine.load_state_dict(theirs.state_dict())
 
     def rows(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Input rows [batch, T, hidden], and the picture rows [pictures, tokens, hidden] among them."""
@@ -71,7 +82,9 @@ class LanguageTrainer(nn.Module):
             if self.training:
                 kept = torch.rand(len(heard)) > _MASKED * batch.heard.float()
                 heard = heard * kept[:, None]
-            rows = rows.masked_scatter((batch.ids == self.config.audio.audio_pad_token_id)[..., None], heard.to(rows.dtype))
+            rows = rows.masked_scatter(
+                (batch.ids == self.config.audio.audio_pad_token_id)[..., None], heard.to(rows.dtype)
+            )
         if not len(batch.pictures):
             return rows, None
         seen = model.embed_images(batch.pictures, GRID)
@@ -107,16 +120,27 @@ class LanguageTrainer(nn.Module):
         return torch.stack([first, *later])
 
 
-def exact(trainer: LanguageTrainer, sequences: list[Sequence], pad: int) -> list[bool]:
-    """Whether greedy decoding would give each sequence's labels exactly: every label is the argmax where it is due."""
-    right: list[bool] = []
-    levels = len(trainer.config.codebook_sizes)
-    with torch.no_grad():
-        for i in range(0, len(sequences), 32):
-            batch = collate(sequences[i : i + 32], pad, levels)
-            best = trainer.omni.lm_head(trainer.hidden(batch)[0]).argmax(-1)
-            right += ((best == batch.labels) | (batch.labels < 0)).all(1).tolist()
-    return right
+Predicted = list[tuple[list[int], list[int]]]  # of each sequence: the likeliest tokens where one is due, and the right
+
+
+@torch.no_grad()
+def predict(trainer: LanguageTrainer, sequences: list[Sequence], pad: int) -> Predicted:
+    """The likeliest token at every label, the right ones standing before it.
+
+    Where all are right, greedy decoding gives exactly the labels, and the other way round.
+    """
+    out: Predicted = []
+    for i in range(0, len(sequences), 32):
+        batch = collate(sequences[i : i + 32], pad, len(trainer.config.codebook_sizes))
+        best = trainer.omni.lm_head(trainer.hidden(batch)[0]).argmax(-1)
+        rows = zip(best, batch.labels, batch.labels >= 0, strict=True)
+        out += [(tokens[due].tolist(), labels[due].tolist()) for tokens, labels, due in rows]
+    return out
+
+
+def exact(predicted: Predicted) -> list[bool]:
+    """Which sequences greedy decoding gives exactly."""
+    return [tokens == labels for tokens, labels in predicted]
 
 
 def test_sequences(composer: Composer, library: Library, task: str, most: int) -> list[Sequence]:
@@ -147,15 +171,21 @@ def evaluate(trainer: LanguageTrainer, composer: Composer, tests: dict[str, Libr
         for task in ("noise",) if library.noises else ("ask", "transcribe", "follow"):
             sequences = test_sequences(composer, library, task, most)
             if sequences:
-                right = exact(trainer, sequences, pad)
+                right = exact(predict(trainer, sequences, pad))
                 figures[f"{name.removeprefix('test_')}_{task}"] = sum(right) / len(right)
     rng = Random(13)
-    right = exact(trainer, [composer.draw(rng, "look")[0] for _ in range(most)], pad)
+    right = exact(predict(trainer, [composer.draw(rng, "look")[0] for _ in range(most)], pad))
     trainer.train()
     return figures | {"look": sum(right) / len(right)}
 
 
-def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 500) -> None:
+def _mix(step: int, speech_from: int, pictures_from: int) -> dict[str, float]:
+    """Weights of the kinds of sequences at a step."""
+    mix = MIX | (SPEECH_MIX if step >= speech_from else {})
+    return mix if step >= pictures_from else {kind: weight for kind, weight in mix.items() if "look" not in kind}
+
+
+def train(folder: Path, run: Path, steps: int, speech_from: int, pictures_from: int, every: int = 500) -> None:
     """Train to `steps`, going on from `run`/language.pt."""
     trainer = LanguageTrainer(run).train()
     optimizer = training.adamw(trainer.parameters(), 1e-3, decay=0.05)
@@ -168,7 +198,9 @@ def train(folder: Path, run: Path, steps: int, speech_from: int, every: int = 50
     tests = {name: read_library(folder, run, (name,)) for name in codes.TESTS if load_codes(run, name) is not None}
     while step < steps:
         rng = training.seed_step(5, step)
-        batch, drawn = composer.batch(rng, MIX | (SPEECH_MIX if step >= speech_from else {}))
+        if step == pictures_from:
+            trainer.open_eyes(run)
+        batch, drawn = composer.batch(rng, _mix(step, speech_from, pictures_from))
         parts = trainer.losses(batch, drawn)
         loss = torch.stack([value * (0.3 if name == "picture" else 1.0) for name, value in parts.items()]).sum()
         training.set_rate(optimizer, training.cosine_rate(step, steps, 1e-3))
@@ -188,10 +220,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--speech-from", type=int, default=2000)
+    parser.add_argument("--speech-from", type=int, default=500)
+    parser.add_argument("--pictures-from", type=int, default=2600)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.folder, arguments.run, arguments.steps, arguments.speech_from)
+    train(arguments.folder, arguments.run, arguments.steps, arguments.speech_from, arguments.pictures_from)
 
 
 if __name__ == "__main__":

@@ -75,10 +75,6 @@ class Writer:
         assert found is not None, name
         return found
 
-    def plain(self, tokens: list[int]) -> str:
-        """Tokens back to text, added tokens by name."""
-        return self._tokenizer.decode(tokens, skip_special_tokens=False)
-
     def text(self, sequence: Sequence, text: str, learn: bool = False) -> None:
         """Plain text and added tokens by name."""
         sequence.add(self._tokenizer.encode(text).ids, learn)

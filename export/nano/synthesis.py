@@ -85,7 +85,9 @@ def _style(rng: Random, plan: Plan, target: bool) -> Style:
     low, high = (0.73, 1.3) if plan.engine == "espeak" else (0.82, 1.25)
     style = Style(rng.uniform(low, high), rng.uniform(0.15, 0.85), rng.uniform(0.2, 0.9), rng.uniform(0.5, 1.1), blend)
     # Few natural voices are at hand: most of their sentences are spoken as by somebody larger or smaller.
-    return replace(style, throat=rng.uniform(0.74, 1.16)) if neural and not plan.heldout and rng.random() < 0.75 else style
+    return (
+        replace(style, throat=rng.uniform(0.74, 1.16)) if neural and not plan.heldout and rng.random() < 0.75 else style
+    )
 
 
 def _tidy(speech: Utterance, rate: int) -> tuple[np.ndarray, list[tuple[int, str]]]:

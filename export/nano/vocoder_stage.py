@@ -157,7 +157,9 @@ class VocoderTrainer:
             # Start at a speaking pitch instead of creeping up to it from 0 Hz.
             self.hift.f0_predictor.classifier.weight.mul_(60)
             self.hift.f0_predictor.classifier.bias.fill_(120.0)
-        self.optimizer = torch.optim.AdamW(self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(
+            self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01, fused=True
+        )
         self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99), fused=True)
         self.step = 0
         if (state := training.load_state(self.path)) is not None:

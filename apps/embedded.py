@@ -1,0 +1,44 @@
+"""The small checkpoint that comes along, as a bundle: made once, in the cache, and used where none is named."""
+
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from apps.doctor import cache_folder
+from runtime.bundle import sha256_of
+from runtime.errors import EdgeOmniError
+
+CHECKPOINT = Path(__file__).parents[1] / "export" / "nano" / "checkpoint"
+RECIPE = "int8"
+
+
+def embedded_bundle() -> Path:
+    """Folder of the embedded checkpoint's bundle, which the first call exports with `RECIPE`.
+
+    The folder's name holds a digest of the checkpoint and our version, so that another checkpoint is another bundle.
+
+    Raises:
+        EdgeOmniError: the installed package holds no weights, or the bundle cannot be written.
+        ModuleNotFoundError: it is to be made and the extra `export` is not installed.
+    """
+    weights = sorted(CHECKPOINT.glob("*.safetensors"))
+    if not weights:
+        raise EdgeOmniError(f"no weights lie in {CHECKPOINT}, so there is no default bundle; name one")
+    parts = [version("edgeomni"), *(sha256_of(path) for path in [CHECKPOINT / "config.json", *weights])]
+    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
+    bundle = cache_folder() / f"nano-{RECIPE}-{digest}"
+    if not (bundle / "manifest.json").is_file():
+        _export(bundle)
+    return bundle
+
+
+def _export(bundle: Path) -> None:
+    from apps import one_pass, tables
+    from quant import quantize
+    from quant.scheme import read_recipe
+
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    with tables.waiting("preparing the embedded model, once"):
+        _, smaller = one_pass.plan(CHECKPOINT, "cpu", read_recipe(RECIPE), random=False)
+        assert smaller is not None  # there is a recipe
+        quantize.write(smaller, bundle, standalone=True)
