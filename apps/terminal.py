@@ -30,6 +30,13 @@ Ctrl-C interrupts an answer; what was said until then stays in the conversation.
 UNPRINTABLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
+ENDINGS: dict[Finish | None, str] = {
+    "length": "cut at its longest",
+    "context": "the context is full",
+    "unaddressed": "not answered: the model found that nobody spoke to it",
+}
+
+
 @dataclass
 class Answer:
     """What a reply has come to so far; `finish` is None for one that was interrupted."""
@@ -124,7 +131,7 @@ def timing_line(answer: Answer, speech: Path | None) -> str:
     ]
     shown = [template.format(value) for template, value in figures if value is not None]
     shown += [f"speech in {speech}"] if speech else []
-    shown += {"end": [], "length": ["cut at its longest"], "context": ["the context is full"]}[answer.finish or "end"]
+    shown += [ENDINGS[answer.finish]] if answer.finish in ENDINGS else []
     return " · ".join(shown)
 
 

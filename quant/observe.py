@@ -183,7 +183,8 @@ class Observed(Engine):
         except EdgeOmniError as error:
             return Answer("".join(tally.text), tuple(steps), SILENCE, str(error))
         cut = any(map(self._cut, steps))
-        ending = "limit" if cut or finish in (None, "length") else finish
+        # An answer that the model refuses, since nobody spoke to it, is complete.
+        ending = "limit" if cut or finish in (None, "length") else "context" if finish == "context" else "end"
         return Answer("".join(tally.text), tuple(steps), np.concatenate(chunks), "", ending, cut, tally.total())
 
     def _generate(self, prompt: Prompt, spoken: bool, step: Step, tally: Tally) -> Steps:

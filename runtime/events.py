@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Finish = Literal["end", "length", "context"]  # the model ended it; its limit was reached; the context is full
+# The model ended it; its limit was reached; the context is full; the model found that nobody spoke to it.
+Finish = Literal["end", "length", "context", "unaddressed"]
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,9 @@ class Writer:
             seen = np.array(context.ids) if sampling.repetition_penalty != 1.0 else NOTHING
             token = sample(logits, seen, sampling, self.rng, self.banned)
             context.push(token)
+            if token == self.manifest.tokens.not_addressed:
+                finish = "unaddressed"
+                break
             if text := stream.push(token):
                 yield TextDelta(text)
             if token in self.manifest.tokens.eos or self._stops(context.ids, step.stop):
@@ -110,7 +113,7 @@ Steps = Generator[Item, None, Finish]
 def text_reply(context: Context, writer: Writer, step: Step) -> Steps:
     """An answer in text alone. The end token does not stay in the context: the prompt template closes the turn."""
     finish = yield from writer.step(context, step)
-    if context.ids[-1] in writer.manifest.tokens.eos:
+    if finish == "unaddressed" or context.ids[-1] in writer.manifest.tokens.eos:
         context.drop_last()
     return finish
 
@@ -129,9 +132,9 @@ def spoken_reply(context: Context, writer: Writer, voice: Voice, compat: Compat)
         before = len(context.ids)
         finish = yield from writer.step(context, generation.later_text if index else generation.first_text)
         ended = context.ids[-1] in tokens.eos
-        if ended and len(context.ids) == before + 1:
+        if finish == "unaddressed" or (ended and len(context.ids) == before + 1):
             context.drop_last()
-            return "end"
+            return finish
         if finish == "context" or context.room < 2:
             return "context"
         _begin_audio(context, tokens.audiogen_start, ended or compat == "official")

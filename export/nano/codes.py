@@ -1,9 +1,9 @@
 """Codes of every recording by the trained encoder, computed once and kept beside the run.
 
-python -m export.nano.codes DATA_FOLDER RUN_FOLDER
+python -m export.nano.codes DATA_FOLDER RUN_FOLDER [SET ...]
 
-Questions are coded clean and after two random disturbances; the target voice at four shifts of 20 ms, so that the same
-words meet the codes' 80 ms grid in every phase.
+Questions are coded clean and after random disturbances, more of them where recordings are few; the target voice at four
+shifts of 20 ms, so that the same words meet the codes' 80 ms grid in every phase.
 """
 
 import argparse
@@ -35,6 +35,7 @@ TESTS = (
 )
 TARGETS = ("answers", "answers_more", "answers_heldout")
 SHIFTS = 4
+_MANY = ("questions_espeak", "noises", "other_talk")
 _BATCH = 32
 
 
@@ -81,15 +82,17 @@ def heard_version(wave: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def encode_waves(tokenizer: AudioTokenizer, waves: list[np.ndarray], bins: int) -> list[Tensor]:
-    """Codes [L, levels] of 16 kHz waves, each as if encoded alone."""
+def encode_waves(tokenizer: AudioTokenizer, waves: list[np.ndarray], bins: int, fast: bool = False) -> list[Tensor]:
+    """Codes [L, levels] of 16 kHz waves, each as if encoded alone; `fast` in bfloat16, where some codes are others."""
     longest = max(map(len, waves)) + 400
-    padded = torch.zeros(len(waves), longest + -longest % 640)
+    padded = torch.zeros(len(waves), longest + -longest % 3200)
     for row, wave in zip(padded, waves, strict=True):
         row[: len(wave)] = torch.from_numpy(wave)
     lengths = heard_lengths(torch.tensor([len(w) for w in waves]), tokenizer.pool)
-    hidden = tokenizer.audio_model(heard_mel(padded, bins), lengths[1], lengths[0])
-    pooled = tokenizer.audio_bridge_model.pooled(hidden)
+    mel = heard_mel(padded, bins)
+    with training.mixed_precision(fast):
+        hidden = tokenizer.audio_model(mel, lengths[1], lengths[0])
+        pooled = tokenizer.audio_bridge_model.pooled(hidden).float()
     valid = length_mask(lengths[2], pooled.shape[1])
     codes = tokenizer.audio_bridge_model.encode(pooled[valid])
     return list(codes.split(lengths[2].tolist()))
@@ -104,7 +107,8 @@ def versions(recording: Recording, name: str, index: int) -> list[np.ndarray]:
     clean = np.pad(recording.wave(), (800, 800))
     if name in TESTS:
         return [clean]
-    return [clean, *(augment.disturb(recording.wave(), rng, [])[0] for _ in range(2))]
+    disturbed = 1 if name in _MANY else 3
+    return [clean, *(augment.disturb(recording.wave(), rng, [])[0] for _ in range(disturbed))]
 
 
 def encode_set(tokenizer: AudioTokenizer, recordings: list[Recording], name: str, bins: int) -> CodedSet:
@@ -114,7 +118,9 @@ def encode_set(tokenizer: AudioTokenizer, recordings: list[Recording], name: str
     coded: list[Tensor] = [torch.zeros(0)] * len(waves)
     for i in range(0, len(order), _BATCH):
         part = order[i : i + _BATCH]
-        for at, codes in zip(part, encode_waves(tokenizer, [waves[j] for j in part], bins), strict=True):
+        # What is only listened to may as well be heard with some rounding.
+        fast = name in QUESTIONS
+        for at, codes in zip(part, encode_waves(tokenizer, [waves[j] for j in part], bins, fast), strict=True):
             coded[at] = codes
     starts = torch.tensor([0, *(len(c) for c in coded)]).cumsum(0)
     return CodedSet(torch.cat(coded).to(torch.int16), starts, len(waves) // len(recordings))
@@ -131,11 +137,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
+    parser.add_argument("sets", nargs="*", help="only these")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(arguments.run)
     bins = tokenizer.audio_model.conv1.in_channels
-    for name in (*TARGETS, *TESTS, *QUESTIONS):
+    for name in arguments.sets or (*TARGETS, *TESTS, *QUESTIONS):
         recordings = corpus.recordings(arguments.folder / name)
         kept = load_codes(arguments.run, name)
         if recordings and (kept is None or len(kept) != len(recordings)):

@@ -19,7 +19,7 @@ CONFIG = vocabulary.FOLDER
 _IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
 # How often each kind of sequence is drawn.
 MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 8.0, "look": 9.0}
-SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0}
+SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _NATURAL, _NATURAL_SHARE = ("kokoro/", "piper/"), 0.3  # neural voices, and how often they ask: they are few
@@ -99,11 +99,11 @@ class Composer:
                 item = self._question(rng)
                 self.writer.hear(sequence, item.codes(rng))
                 self.writer.answer(sequence, self._spaced(item.recording.clip.answer))
-            case "follow":
-                self._follow(rng, sequence)
+            case "follow" | "follow_aloud":
+                self._follow(rng, sequence, aloud=kind == "follow_aloud")
             case "noise":
                 self.writer.hear(sequence, rng.choice(self.stock.noises).codes(rng))
-                self.writer.answer(sequence, vocabulary.NOISE_MARKER)
+                self.writer.refuse(sequence, spoken=rng.random() < 0.5)
             case "typed":
                 question, answer = self._typed(rng)
                 self.writer.text(sequence, question)
@@ -141,13 +141,23 @@ class Composer:
         self.writer.text(sequence, vocabulary.EOS, learn=True)
         return sequence
 
-    def _follow(self, rng: Random, sequence: Sequence) -> None:
-        first, then = rng.choice(self.stock.pairs)
-        self.writer.hear(sequence, first.codes(rng))
-        self.writer.answer(sequence, self._spaced(first.recording.clip.answer), last=False)
-        self.writer.text(sequence, "<C_Q>")
-        self.writer.hear(sequence, then.codes(rng))
-        self.writer.answer(sequence, self._spaced(then.recording.clip.answer))
+    def _follow(self, rng: Random, sequence: Sequence, aloud: bool) -> None:
+        """Two turns; `aloud`: both answers are spoken, where recordings of both are found."""
+        pair = rng.choice(self.stock.pairs)
+        recorded = self._recorded(pair)
+        while aloud and not all(recorded) and rng.random() < 0.95:  # about twenty tries
+            pair = rng.choice(self.stock.pairs)
+            recorded = self._recorded(pair)
+        for item, spoken, last in zip(pair, recorded, (False, True), strict=True):
+            self.writer.hear(sequence, item.codes(rng))
+            codes = rng.choice(spoken).codes(rng) if aloud and spoken and all(recorded) else None
+            self.writer.answer(sequence, self._spaced(item.recording.clip.answer), codes, last)
+            if not last:
+                self.writer.text(sequence, "<C_Q>")
+
+    def _recorded(self, items: tuple[Coded, Coded]) -> list[list[Coded]]:
+        """The target voice's recordings of each answer."""
+        return [self.stock.by_answer.get(item.recording.clip.answer, []) for item in items]
 
     def _typed(self, rng: Random) -> tuple[str, str]:
         if rng.random() < 0.5:

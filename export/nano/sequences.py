@@ -120,6 +120,11 @@ class Writer:
         if last:
             self.text(sequence, vocabulary.EOS, learn=True)
 
+    def refuse(self, sequence: Sequence, spoken: bool) -> None:
+        """The assistant's turn where nobody asked anything: the noise marker and the end, whether in speech or text."""
+        self.text(sequence, ("<audiotext_start_baichuan>" if spoken else "") + "<C_A>")
+        self.text(sequence, vocabulary.NOISE_MARKER + vocabulary.EOS, learn=True)
+
 
 def collate(sequences: list[Sequence], pad: int, levels: int) -> Batch:
     """One sequence a row, padded with `pad` (end of text) on the right."""
