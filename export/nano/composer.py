@@ -18,7 +18,7 @@ from export.nano.split import read_split
 CONFIG = vocabulary.FOLDER
 _IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
 # How often each kind of sequence is drawn.
-MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 8.0, "look": 9.0}
+MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 9.0}
 SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
@@ -160,8 +160,8 @@ class Composer:
         return [self.stock.by_answer.get(item.recording.clip.answer, []) for item in items]
 
     def _typed(self, rng: Random) -> tuple[str, str]:
-        if rng.random() < 0.5:
-            turn = domain.draw_turn(Random(f"sum/{rng.random()}"))
+        if rng.random() < 0.7:
+            turn = domain.draw_turn(rng)
             while turn.intent not in ("add", "sub", "mul", "half"):
                 turn = domain.draw_turn(rng)
             assert turn.key is not None
