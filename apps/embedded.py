@@ -38,7 +38,7 @@ def _export(bundle: Path) -> None:
     from quant.scheme import read_recipe
 
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    with tables.waiting("preparing the embedded model, once"):
+    with tables.waiting("preparing the embedded model, once", quiet=False):
         _, smaller = one_pass.plan(CHECKPOINT, "cpu", read_recipe(RECIPE), random=False)
         assert smaller is not None  # there is a recipe
         quantize.write(smaller, bundle, standalone=True)

@@ -27,6 +27,7 @@ from export.nano.model import AudioTokenizer
 
 _BATCH = 16
 _CROP = 64  # mel frames of a flow-matching item, but in the last quarter, which sees whole clips
+SAMPLED, PREDICTED = 600, "predicted.pt"  # mels that are kept for the vocoder, of the first clips of `answers`
 _DROPPED = 0.2  # share of flow batches without condition
 _QUIET = -1.0  # normalised log-mel below which a frame is silence
 
@@ -169,11 +170,23 @@ def evaluate(trainer: DecoderTrainer, target: TargetCodes, with_flow: bool) -> d
     return figures
 
 
+@torch.no_grad()
+def sample_mels(trainer: DecoderTrainer, clips: list[tuple[Recording, CodedSet, int]]) -> list[Tensor]:
+    """What flow matching makes of each clip's codes, unshifted: [bins, 4 L - 1], for the vocoder to get used to."""
+    generator, mels = torch.Generator().manual_seed(0), []
+    for _, coded, index in clips:
+        mu = trainer.tokenizer.condition(coded.of(index, 0)[None])
+        noise = torch.randn(mu.shape, generator=generator)
+        mels.append(trainer.tokenizer.audio_flow_matching_decoder.sample(mu, noise)[0].half())
+    return mels
+
+
 def train(folder: Path, run: Path, steps: int, flow_steps: int, every: int = 200) -> None:
     """Train decoder and prenet to `steps`, then the flow network for `flow_steps`, going on from `run`/decoder.pt."""
     trainer = DecoderTrainer(run)
     bins = trainer.network.final_proj.out_channels
-    spoken = TargetCodes(_coded(folder, run, ("answers", "answers_more")), bins)
+    clips = _coded(folder, run, ("answers", "answers_more"))
+    spoken = TargetCodes(clips, bins)
     heldout = TargetCodes(_coded(folder, run, ("answers_heldout",)), bins)
     log = training.Log(run / "decoder.jsonl")
     while trainer.step < steps + flow_steps:
@@ -190,6 +203,8 @@ def train(folder: Path, run: Path, steps: int, flow_steps: int, every: int = 200
         if trainer.step % every == 0 or trainer.step == steps + flow_steps:
             trainer.save()
             log.write(trainer.step, **evaluate(trainer, heldout, trainer.step > steps))
+    if flow_steps and not (run / PREDICTED).exists():
+        training.save_state(run / PREDICTED, mels=sample_mels(trainer, clips[:SAMPLED]))
 
 
 def main() -> None:

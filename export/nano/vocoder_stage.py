@@ -4,8 +4,8 @@ python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--advers
 
 The first N steps minimise log-magnitude distances at four STFT resolutions and the mel's L1; F0 comes from a pitch
 tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang et al.
-2021, arXiv:2106.07889) joins for the adversarial steps, and half of the batches start from predicted mels where the
-decoder stage has left some.
+2021, arXiv:2106.07889) joins for the adversarial steps, and half of the batches start from the mels that the decoder
+stage has left, if it has run.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from export.nano import corpus, training
 from export.nano.config import read_config
 from export.nano.corpus import Recording
+from export.nano.decoder_stage import PREDICTED
 from export.nano.features import SPOKEN_HOP, SPOKEN_RATE, spoken_mel
 from export.nano.pitch import frame_f0
 from export.nano.vocoder import HiFT
@@ -55,10 +56,9 @@ class TargetVoice:
             np.savez(cache, **known)
         self.f0 = [known[key(r.clip)] for r in recordings]
 
-    def crop(self, rng: Random, index: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
-        """Waveform and F0 of a random piece; a short clip is padded with faint noise."""
+    def crop(self, rng: Random, index: int, start: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+        """Waveform and F0 of a piece; a short clip is padded with faint noise."""
         wave, f0 = self.recordings[index].wave(), self.f0[index]
-        start = rng.randint(0, max(0, len(f0) - frames))
         out = 1e-3 * np.random.default_rng(rng.getrandbits(63)).standard_normal(frames * SPOKEN_HOP)
         piece = wave[start * SPOKEN_HOP : (start + frames) * SPOKEN_HOP]
         out[: len(piece)] += piece
@@ -68,9 +68,26 @@ class TargetVoice:
 
     def draw(self, rng: Random, count: int, frames: int = _CROP) -> Piece:
         """Random pieces."""
-        pairs = [self.crop(rng, rng.randrange(len(self.recordings)), frames) for _ in range(count)]
-        wave, f0 = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        wave, f0 = self._pieces(rng, self._places(rng, count, frames), frames)
         return Piece(spoken_mel(wave, self.bins), f0, wave)
+
+    def draw_predicted(self, rng: Random, mels: list[Tensor], count: int, frames: int = _CROP) -> Piece:
+        """Random pieces of the first clips, whose mels [bins, T] are not the recording's own but given."""
+        places = self._places(rng, count, frames, [mel.shape[1] for mel in mels])
+        wave, f0 = self._pieces(rng, places, frames)
+        cut = [mels[index][:, start : start + frames].float() for index, start in places]
+        return Piece(torch.stack([F.pad(mel, (0, frames - mel.shape[1]), value=-1.0) for mel in cut]), f0, wave)
+
+    def _places(self, rng: Random, count: int, frames: int, lengths: list[int] | None = None) -> list[tuple[int, int]]:
+        """Random (clip, first frame) pairs; with `lengths` of the first clips only, which may be shorter."""
+        lengths = [len(f0) for f0 in self.f0] if lengths is None else lengths
+        clips = [rng.randrange(len(lengths)) for _ in range(count)]
+        return [(clip, rng.randint(0, max(0, min(lengths[clip], len(self.f0[clip])) - frames))) for clip in clips]
+
+    def _pieces(self, rng: Random, places: list[tuple[int, int]], frames: int) -> tuple[Tensor, Tensor]:
+        pairs = [self.crop(rng, clip, start, frames) for clip, start in places]
+        wave, f0 = (torch.from_numpy(np.stack(part)) for part in zip(*pairs, strict=True))
+        return wave, f0
 
 
 def log_spectrum(wave: Tensor, n_fft: int, hop: int) -> Tensor:
@@ -221,7 +238,7 @@ def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 20
     trainer = VocoderTrainer(run)
     voice = TargetVoice(corpus.recordings(folder / "answers"), run / "f0.npz", trainer.bins)
     heldout = TargetVoice(corpus.recordings(folder / "answers_heldout"), run / "f0_heldout.npz", trainer.bins)
-    log = training.Log(run / "vocoder.jsonl")
+    log, predicted = training.Log(run / "vocoder.jsonl"), training.load_state(run / PREDICTED)
     while trainer.step < steps + adversarial:
         step = trainer.step
         second = step >= steps
@@ -229,7 +246,11 @@ def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 20
             training.cosine_rate(step - steps, adversarial, 3e-4) if second else training.cosine_rate(step, steps, 1e-3)
         )
         training.set_rate(trainer.optimizer, rate)
-        log.add(**trainer.train_step(voice.draw(training.seed_step(4, step), _BATCH), second))
+        rng = training.seed_step(4, step)
+        # In between, what it will really be given: mels that flow matching made.
+        made = second and predicted is not None and rng.random() < 0.5
+        piece = voice.draw_predicted(rng, predicted["mels"], _BATCH) if made else voice.draw(rng, _BATCH)
+        log.add(**trainer.train_step(piece, second))
         if trainer.step % every == 0 or trainer.step == steps + adversarial:
             trainer.save()
             log.write(trainer.step, **(evaluate(trainer, heldout) if heldout.recordings else {}))
