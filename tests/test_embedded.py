@@ -49,7 +49,12 @@ def ask(engine: Engine, parts: list[Part], choices: Choices = Choices()) -> tupl
 def edgeomni(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "apps", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | {"XDG_CACHE_HOME": str(cache)}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)},
     )
 
 

@@ -11,12 +11,17 @@ pytest.importorskip("scipy")
 from export.nano import assemble, pictures, vocabulary  # noqa: E402
 from export.nano.model import Omni, load_checkpoint  # noqa: E402
 from export.nano.sequences import Sequence, Writer, collate  # noqa: E402
+from quant.turn import read_turns  # noqa: E402
+from runtime.conversation import Choices, Conversation  # noqa: E402
 from runtime.engine import Engine  # noqa: E402
+from runtime.events import StepDone  # noqa: E402
 from runtime.prompt import Audio, Prompt, Text, prompt_format  # noqa: E402
 from tests.tiny import export  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 LEVELS = 8
+CHECKPOINT = vocabulary.FOLDER
+SAMPLES = CHECKPOINT.parent / "samples"
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +137,43 @@ def test_the_exported_eyes_give_torchs_rows(engine: Engine, omni: Omni, tmp_path
     want = omni.model.embed_images(patches, [(8, 8)]).numpy()
     got = engine.look(tmp_path / "picture.png").rows
     assert got.shape == want.shape and np.abs(got - want).max() < 2e-4 * np.abs(want).max()
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory) -> Engine:
+    bundle = tmp_path_factory.mktemp("shipped") / "bundle"
+    export(CHECKPOINT, bundle)
+    return Engine(bundle)
+
+
+def test_the_shipped_weights_answer_held_out_recordings_in_the_words_and_codes_of_torch(shipped: Engine) -> None:
+    from export.nano.evaluation import Examiner
+
+    examiner = Examiner(SAMPLES, CHECKPOINT)
+    recordings = [turn.audio for turn in read_turns(SAMPLES / "turns.jsonl") if turn.audio]
+    for path in recordings[::4]:
+        heard = shipped.hear(path)
+        sequence = Sequence()
+        examiner.writer.text(sequence, "<C_Q>")
+        examiner.writer.hear(sequence, torch.from_numpy(heard.codes))
+        examiner.writer.text(sequence, "<audiotext_start_baichuan><C_A>")
+        tokens, hidden, past = examiner.write(sequence, ("<audiogen_start_baichuan>", vocabulary.EOS))
+        frames = examiner.utter(hidden, past).numpy()
+        reply = Conversation.open(shipped, system="").reply([heard], Choices(spoken=True, greedy=True))
+        steps = [event for event in reply if isinstance(event, StepDone)]
+        text, audio = (next(s for s in steps if s.kind == kind) for kind in ("text", "audio"))
+        assert list(text.ids[len(text.inputs) :])[: len(tokens)] == tokens, path
+        assert audio.codes[: len(frames), 0].tolist() == frames[:, 0].tolist(), path
+
+
+def test_the_shipped_ears_hear_held_out_recordings_as_torch_does(shipped: Engine) -> None:
+    import soundfile
+
+    from export.nano.codes import encode_waves
+
+    tokenizer = load_checkpoint(CHECKPOINT)[0].audio_tokenizer
+    for turn in read_turns(SAMPLES / "turns.jsonl")[::3]:
+        if turn.audio:
+            wave = soundfile.read(turn.audio, dtype="float32")[0]
+            got, want = shipped.hear(turn.audio).codes, encode_waves(tokenizer, [wave], 80)[0].numpy()
+            assert (got[:, 0] == want[:, 0]).all(), turn.audio

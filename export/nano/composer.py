@@ -22,7 +22,7 @@ MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.
 SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
-_NATURAL, _NATURAL_SHARE = ("kokoro/", "piper/"), 0.3  # neural voices, and how often they ask: they are few
+_RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Library:
     """Everything the sequences are made of."""
 
     questions: list[Coded] = field(default_factory=list)
-    natural: list[Coded] = field(default_factory=list)  # those of the questions that neural voices ask
+    rare: list[Coded] = field(default_factory=list)  # those of the questions that engines with few recordings ask
     pairs: list[tuple[Coded, Coded]] = field(default_factory=list)  # a question and its follow-up
     noises: list[Coded] = field(default_factory=list)
     target: list[Coded] = field(default_factory=list)
@@ -64,8 +64,8 @@ class Library:
                 self.pairs.append((before, item))
             else:
                 self.questions.append(item)
-                if clip.voice.startswith(_NATURAL):
-                    self.natural.append(item)
+                if clip.voice.startswith(_RARE):
+                    self.rare.append(item)
             if clip.intent == "look":
                 self.about_pictures.setdefault(clip.text, []).append(item)
 
@@ -120,8 +120,8 @@ class Composer:
         return " " + text
 
     def _question(self, rng: Random) -> Coded:
-        natural = self.stock.natural and rng.random() < _NATURAL_SHARE
-        return rng.choice(self.stock.natural if natural else self.stock.questions)
+        rare = self.stock.rare and rng.random() < _RARE_SHARE
+        return rng.choice(self.stock.rare if rare else self.stock.questions)
 
     def _transcribe(self, rng: Random, sequence: Sequence) -> Sequence:
         noise = rng.random() < 0.12
