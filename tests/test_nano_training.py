@@ -254,6 +254,23 @@ def test_an_assembled_checkpoint_is_small_and_loads_back(tmp_path):
     assert hift.conv_pre.weight_g.shape == (128, 1, 1)
 
 
+def test_a_checkpoint_that_was_laid_out_for_more_training_assembles_to_the_same_bytes(tmp_path):
+    from export.nano import assemble, resume
+
+    torch.manual_seed(5)
+    model, vocoder, _ = assemble.trained_tensors(tmp_path / "nothing")
+    assemble.write_checkpoint(model, vocoder, tmp_path / "first")
+    resume.lay_out(tmp_path / "first", tmp_path / "run")
+    model, vocoder, missing = assemble.trained_tensors(tmp_path / "run")
+    assemble.write_checkpoint(model, vocoder, tmp_path / "second")
+    assert not missing
+    for path in sorted((tmp_path / "first").glob("*.safetensors")):
+        assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes()
+    assert decoder_stage.DecoderTrainer(tmp_path / "run").step == 0
+    with pytest.raises(FileExistsError, match="holds tokenizer, vision, decoder"):
+        resume.lay_out(tmp_path / "first", tmp_path / "run")
+
+
 def test_an_untrained_checkpoint_can_be_examined_and_answers_nothing_right(folder, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     from export.nano import assemble, evaluation

@@ -27,17 +27,20 @@ _FILES = (
 ).split()
 
 
-def _renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+# What the decoder stage trains first, in the order of its list of modules.
+SPEAKING = ("audio_bridge_model.proj_decoder.", "audio_decoder.", "audio_flow_matching_decoder.prenet.")
+
+
+def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
     """The tensors under prefix `old`, under prefix `new`."""
     return {new + name.removeprefix(old): tensor for name, tensor in state.items() if name.startswith(old)}
 
 
 def _speaking(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The decoder stage's list of modules by their official names."""
-    places = ("audio_bridge_model.proj_decoder.", "audio_decoder.", "audio_flow_matching_decoder.prenet.")
     out: dict[str, Tensor] = {}
-    for i, place in enumerate(places):
-        out |= _renamed(state, f"{i}.", "audio_tokenizer." + place)
+    for i, place in enumerate(SPEAKING):
+        out |= renamed(state, f"{i}.", "audio_tokenizer." + place)
     return out
 
 
@@ -50,12 +53,12 @@ def trained_tensors(run: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], li
         if state is None:
             missing.append(name)
         elif name == "tokenizer":
-            model |= _renamed(state["model"], "tokenizer.", "audio_tokenizer.")
+            model |= renamed(state["model"], "tokenizer.", "audio_tokenizer.")
         elif name == "decoder":
             network = "audio_tokenizer.audio_flow_matching_decoder.conditional_decoder."
-            model |= _speaking(state["speaking"]) | _renamed(state["network"], "", network)
+            model |= _speaking(state["speaking"]) | renamed(state["network"], "", network)
         elif name == "language":
-            model |= _renamed(state["model"], "omni.", "")
+            model |= renamed(state["model"], "omni.", "")
         else:
             vocoder = state["model"]
     return {n: t for n, t in model.items() if not n.endswith(STATISTICS)}, vocoder, missing

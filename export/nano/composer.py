@@ -18,8 +18,8 @@ from export.nano.split import read_split
 CONFIG = vocabulary.FOLDER
 _IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
 # How often each kind of sequence is drawn.
-MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 9.0}
-SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 2.0, "follow_aloud": 2.0}
+MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 24.0}
+SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 3.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask

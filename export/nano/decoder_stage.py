@@ -127,8 +127,8 @@ class DecoderTrainer:
         if (state := training.load_state(self.path)) is not None:
             self.speaking.load_state_dict(state["speaking"])
             self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.flow_optimizer.load_state_dict(state["flow_optimizer"])
+            training.restore(self.optimizer, state)
+            training.restore(self.flow_optimizer, state, "flow_optimizer")
             self.step = state["step"]
 
     def save(self) -> None:

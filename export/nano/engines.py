@@ -48,7 +48,7 @@ class Style:
     pitch_range: float = 0.5
     liveliness: float = 0.5
     blend: tuple[float, ...] = ()  # weights of the training voices (Kokoro); empty: the named voice alone
-    throat: float = 1.0  # playback rate that moves pitch and formants of a neural voice; `speed` is kept
+    throat: float = 1.0  # playback rate that moves pitch and formants (not espeak's, festival's); `speed` is kept
 
 
 class _EventId(ctypes.Union):
@@ -281,7 +281,7 @@ class Flite:
 
     def say(self, text: str, voice: str, style: Style) -> Utterance:
         """Speak with voice awb, slt, rms or kal."""
-        stretch = ["--setf", f"duration_stretch={1 / style.speed:.3f}"]
+        stretch = ["--setf", f"duration_stretch={style.throat / style.speed:.3f}"]
         speech, printed = _command(
             text, lambda path: ["flite", "-voice", voice, *stretch, "-psdur", "-t", text, "-o", path]
         )
@@ -291,7 +291,7 @@ class Flite:
             name, end = segment.rsplit(":", 1)
             alignment += phones.spread(start, float(end), phones.from_arpabet(name))
             start = float(end)
-        return Utterance(speech.wave, speech.rate, alignment)
+        return Utterance(speech.wave, speech.rate, alignment).played(style.throat)
 
 
 class Festival:

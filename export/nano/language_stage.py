@@ -185,14 +185,16 @@ def _mix(step: int, speech_from: int, pictures_from: int) -> dict[str, float]:
     return mix if step >= pictures_from else {kind: weight for kind, weight in mix.items() if "look" not in kind}
 
 
-def train(folder: Path, run: Path, steps: int, speech_from: int, pictures_from: int, every: int = 500) -> None:
-    """Train to `steps`, going on from `run`/language.pt."""
+def train(
+    folder: Path, run: Path, steps: int, speech_from: int, pictures_from: int, rate: float = 1e-3, every: int = 500
+) -> None:
+    """Train to `steps` at the peak learning rate `rate`, going on from `run`/language.pt."""
     trainer = LanguageTrainer(run).train()
-    optimizer = training.adamw(trainer.parameters(), 1e-3, decay=0.05)
+    optimizer = training.adamw(trainer.parameters(), rate, decay=0.05)
     step, log = 0, training.Log(run / "language.jsonl")
     if (state := training.load_state(run / "language.pt")) is not None:
         trainer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        training.restore(optimizer, state)
         step = state["step"]
     composer = Composer(read_library(folder, run, (*codes.QUESTIONS, "answers", "answers_more")), trainer.config)
     tests = {name: read_library(folder, run, (name,)) for name in codes.TESTS if load_codes(run, name) is not None}
@@ -203,7 +205,7 @@ def train(folder: Path, run: Path, steps: int, speech_from: int, pictures_from: 
         batch, drawn = composer.batch(rng, _mix(step, speech_from, pictures_from))
         parts = trainer.losses(batch, drawn)
         loss = torch.stack([value * (0.3 if name == "picture" else 1.0) for name, value in parts.items()]).sum()
-        training.set_rate(optimizer, training.cosine_rate(step, steps, 1e-3))
+        training.set_rate(optimizer, training.cosine_rate(step, steps, rate))
         training.clipped_step(loss, optimizer, trainer.parameters())
         log.add(**{name: value.detach() for name, value in parts.items()})
         step += 1
@@ -222,9 +224,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--speech-from", type=int, default=500)
     parser.add_argument("--pictures-from", type=int, default=2600)
-    arguments = parser.parse_args()
+    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.folder, arguments.run, arguments.steps, arguments.speech_from, arguments.pictures_from)
+    train(given.folder, given.run, given.steps, given.speech_from, given.pictures_from, given.rate)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Plan:
 
 PLANS: dict[str, Plan] = {
     "questions_espeak": Plan("espeak", 20000, "questions"),
-    "questions_flite": Plan("flite", 1600, "questions"),
+    "questions_flite": Plan("flite", 3200, "questions"),
     "answers": Plan("piper", 4800, "answers"),
     "answers_more": Plan("piper", 1600, "more_answers"),
     "answers_heldout": Plan("piper", 400, "answers", heldout=True, seen_voices=True),
@@ -63,7 +63,7 @@ PLANS: dict[str, Plan] = {
     "noises": Plan("espeak", 2800, "noises"),
     "test_other_talk": Plan("espeak", 400, "other_talk", heldout=True),
     "test_noises": Plan("espeak", 400, "noises", heldout=True),
-    "questions_kokoro": Plan("kokoro", 1200, "questions"),
+    "questions_kokoro": Plan("kokoro", 800, "questions"),
     "test_kokoro": Plan("kokoro", 800, "questions", heldout=True),
 }
 
@@ -81,13 +81,11 @@ def _style(rng: Random, plan: Plan, target: bool) -> Style:
     if plan.engine == "kokoro" and not plan.heldout:
         weights = np.array([rng.gammavariate(0.7, 1) for _ in range(4)]) + 1e-3
         blend = tuple(float(w) for w in weights / weights.sum())
-    neural = plan.engine in ("kokoro", "piper")
+    few = plan.engine in ("kokoro", "piper", "flite")
     low, high = (0.73, 1.3) if plan.engine == "espeak" else (0.82, 1.25)
     style = Style(rng.uniform(low, high), rng.uniform(0.15, 0.85), rng.uniform(0.2, 0.9), rng.uniform(0.5, 1.1), blend)
-    # Few natural voices are at hand: most of their sentences are spoken as by somebody larger or smaller.
-    return (
-        replace(style, throat=rng.uniform(0.74, 1.16)) if neural and not plan.heldout and rng.random() < 0.75 else style
-    )
+    # These engines have few voices: most of their sentences are spoken as by somebody larger or smaller.
+    return replace(style, throat=rng.uniform(0.74, 1.16)) if few and not plan.heldout and rng.random() < 0.75 else style
 
 
 def _tidy(speech: Utterance, rate: int) -> tuple[np.ndarray, list[tuple[int, str]]]:

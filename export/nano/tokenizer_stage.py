@@ -319,7 +319,7 @@ def train(folder: Path, run: Path, steps: int, every: int = 200) -> None:
     step, log = 0, training.Log(run / "tokenizer.jsonl")
     if (state := training.load_state(run / "tokenizer.pt")) is not None:
         trainer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        training.restore(optimizer, state)
         step = state["step"]
     data = Data.read(folder)
     while step < steps:

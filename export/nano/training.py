@@ -61,6 +61,12 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
 
 
+def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any], name: str = "optimizer") -> None:
+    """Give an optimizer its moments back, if `state` keeps them (one from a finished checkpoint does not)."""
+    if name in state:
+        optimizer.load_state_dict(state[name])
+
+
 class Log:
     """Means of named figures since the last line, written as one JSON line and shown."""
 

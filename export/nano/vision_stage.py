@@ -110,7 +110,7 @@ def train(run: Path, steps: int, every: int = 250) -> None:
     step, log = 0, training.Log(run / "vision.jsonl")
     if (state := training.load_state(run / "vision.pt")) is not None:
         trainer.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        training.restore(optimizer, state)
         step = state["step"]
     while step < steps:
         rng = training.seed_step(6, step)

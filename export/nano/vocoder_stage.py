@@ -181,9 +181,9 @@ class VocoderTrainer:
         self.step = 0
         if (state := training.load_state(self.path)) is not None:
             self.hift.load_state_dict(state["model"])
-            self.judge.load_state_dict(state["judge"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.judge_optimizer.load_state_dict(state["judge_optimizer"])
+            self.judge.load_state_dict(state.get("judge", self.judge.state_dict()))
+            training.restore(self.optimizer, state)
+            training.restore(self.judge_optimizer, state, "judge_optimizer")
             self.step = state["step"]
 
     def save(self) -> None:
