@@ -344,7 +344,7 @@ def compare(
 @app.command()
 def chat(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
+        str | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
     ] = None,
     text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
@@ -366,8 +366,8 @@ def chat(
     from runtime.conversation import Choices
 
     if bundle is not None and text is None and not could_be_folder(bundle):
-        bundle, text = None, str(bundle)
-    engine = open_engine(bundle or embedded(), threads, compat, no_cache)
+        bundle, text = None, bundle
+    engine = open_engine(Path(bundle) if bundle is not None else embedded(), threads, compat, no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact", max_new=max_new)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
@@ -459,9 +459,9 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if not found.problems else 1)
 
 
-def could_be_folder(argument: Path) -> bool:
-    """Whether the only argument names a bundle rather than says something: it exists, or looks like a path."""
-    return argument.exists() or len(argument.parts) > 1 or argument.is_absolute()
+def could_be_folder(argument: str) -> bool:
+    """Whether the only argument names a bundle rather than says something: it exists, or is spelled as a path."""
+    return Path(argument).exists() or os.sep in argument
 
 
 def embedded() -> Path:

@@ -60,9 +60,9 @@ def talk(demo: Demo) -> None:
         speech = OUT / f"answer-{bundle.name}.wav"
         about = f"the recorded question about a picture, answered aloud by {bundle.name}"
         answers[bundle.name] = demo.asked(about, "chat", str(bundle), *media, "--speak", str(speech), "--seed", "0")
-    print(f"\nheard:    {heard.get('text', '').strip()}")
+    print(f"\nheard:     {heard.get('text', '').strip()}")
     for name, answer in answers.items():
-        print(f"{name + ':':10}{answer.get('text', '').strip()}")
+        print(f"{name + ':':11}{answer.get('text', '').strip()}")
     SCREEN.print(latency(answers))
     if answers[SMALL.name].get("speech"):
         play(Path(answers[SMALL.name]["speech"]))

@@ -74,7 +74,7 @@ def test_a_question_is_answered_aloud(engine):
     done, speech = ask(engine, [Text("what is two plus three")], Choices(spoken=True))
     assert done.text.strip() == "two plus three is five" and done.finish == "end"
     wave = np.concatenate(speech)
-    assert 0.8 < len(wave) / engine.manifest.rates.speech < 6 and 0.02 < float(np.sqrt(np.mean(wave**2))) < 0.5
+    assert 0.8 < len(wave) / done.timings.sampling_rate < 6 and 0.02 < float(np.sqrt(np.mean(wave**2))) < 0.5
 
 
 @pytest.mark.parametrize("spoken", [False, True])
@@ -94,7 +94,8 @@ def test_a_follow_up_is_answered_from_the_turn_before(engine):
         *_, done = conversation.reply([Text(question)])
         assert isinstance(done, ReplyDone)
         answers.append(done.text.strip())
-    assert answers[0] == "timer set for ten minutes"
+    # Follow-ups were trained as speech; typed, the unit may be left out, but that it is a timer comes from before.
+    assert answers[0] == "timer set for ten minutes" and answers[1].startswith("timer set for twenty")
 
 
 def test_chat_without_a_bundle_uses_the_embedded_model_and_says_so(engine, cache):

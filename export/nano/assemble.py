@@ -81,7 +81,7 @@ def write_checkpoint(model: dict[str, Tensor], vocoder: dict[str, Tensor], folde
     listing = {"metadata": {"total_size": total}, "weight_map": index}
     (folder / "model.safetensors.index.json").write_text(json.dumps(listing, indent=1) + "\n")
     save_file({n: t.detach().bfloat16().contiguous() for n, t in vocoder.items()}, folder / "hift.safetensors")
-    if folder != vocabulary.FOLDER:
+    if folder.resolve() != vocabulary.FOLDER.resolve():
         for name in _FILES:
             shutil.copyfile(vocabulary.FOLDER / name, folder / name)
     return total + sum(t.numel() * 2 for t in vocoder.values())
