@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +80,12 @@ def latency(answers: dict[str, dict[str, Any]]):
 
 def play(speech: Path) -> None:
     """Play a file where a player and a loudspeaker are found."""
-    players: Iterator[str] = (found for name in LOUDSPEAKERS if (found := shutil.which(name)))
-    for player in players:
-        if subprocess.run([player, str(speech)], check=False, capture_output=True, timeout=30).returncode == 0:
-            return
+    for player in filter(None, map(shutil.which, LOUDSPEAKERS)):
+        try:
+            if subprocess.run([player, str(speech)], check=False, capture_output=True, timeout=30).returncode == 0:
+                return
+        except subprocess.TimeoutExpired:  # a sound server that never answers
+            continue
     print(f"No loudspeaker was found; the answer is in {speech}.")
 
 

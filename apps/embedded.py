@@ -21,10 +21,9 @@ def embedded_bundle() -> Path:
         EdgeOmniError: the installed package holds no weights, or the bundle cannot be written.
         ModuleNotFoundError: it is to be made and the extra `export` is not installed.
     """
-    weights = sorted(CHECKPOINT.glob("*.safetensors"))
-    if not weights:
+    if not any(CHECKPOINT.glob("*.safetensors")):
         raise EdgeOmniError(f"no weights lie in {CHECKPOINT}, so there is no default bundle; name one")
-    parts = [version("edgeomni"), *(sha256_of(path) for path in [CHECKPOINT / "config.json", *weights])]
+    parts = [version("edgeomni"), *(sha256_of(path) for path in sorted(CHECKPOINT.iterdir()))]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     bundle = cache_folder() / f"nano-{RECIPE}-{digest}"
     if not (bundle / "manifest.json").is_file():

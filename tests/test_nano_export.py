@@ -162,6 +162,7 @@ def test_the_shipped_weights_answer_held_out_recordings_in_the_words_and_codes_o
         reply = Conversation.open(shipped, system="").reply([heard], Choices(spoken=True, greedy=True))
         steps = [event for event in reply if isinstance(event, StepDone)]
         text, audio = (next(s for s in steps if s.kind == kind) for kind in ("text", "audio"))
+        assert len(tokens) > 1 and len(frames) > 5, path
         assert list(text.ids[len(text.inputs) :])[: len(tokens)] == tokens, path
         assert audio.codes[: len(frames), 0].tolist() == frames[:, 0].tolist(), path
 

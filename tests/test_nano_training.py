@@ -175,6 +175,43 @@ def test_every_kind_of_sequence_trains_the_language_model(folder):
         assert gradient is not None and float(gradient.abs().max()) > 0
 
 
+def test_sequences_that_share_a_row_are_predicted_as_they_are_alone(folder):
+    torch.manual_seed(6)
+    stage = language_stage.LanguageTrainer(None).eval()
+    composer = Composer(library(folder), stage.config)
+    drawn = [composer.draw(Random(seed), kind)[0] for seed, kind in enumerate(("ask", "reply", "typed", "look"))]
+    with torch.no_grad():
+        together = stage.hidden(sequences.pack([drawn[:2], drawn[2:]], 256, 0, 8))[0]
+        for i, sequence in enumerate(drawn):
+            alone = stage.hidden(sequences.collate([sequence], 0, 8))[0][0]
+            start = len(drawn[i - 1].ids) if i % 2 else 0
+            assert torch.allclose(together[i // 2, start : start + len(alone)], alone, atol=1e-4)
+
+
+def test_the_eyes_learn_from_a_batch_of_drawings_and_are_taken_over(tmp_path):
+    pytest.importorskip("sklearn")
+    from export.nano import pictures, training, vision_stage
+
+    torch.manual_seed(0)
+    stage = vision_stage.VisionTrainer(read_config(CONFIG)).train()
+    optimizer = training.adamw(stage.parameters(), 1e-3)
+    drawn = [pictures.draw_picture(Random(seed)) for seed in range(12)]
+    losses = []
+    for _ in range(8):
+        loss = stage.labels.loss(stage(drawn), drawn)
+        training.clipped_step(loss, optimizer, stage.parameters())
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    language = language_stage.LanguageTrainer(None)
+    with pytest.raises(FileNotFoundError, match="vision_stage"):
+        language.open_eyes(tmp_path)
+    training.save_state(tmp_path / "vision.pt", model=stage.state_dict(), step=8)
+    language.open_eyes(tmp_path)
+    assert torch.equal(
+        language.omni.model.visual_model.patch_embed.proj.weight, stage.visual_model.patch_embed.proj.weight
+    )
+
+
 def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
     config = read_config(CONFIG)
     writer = sequences.Writer(CONFIG, config.codebook_sizes)

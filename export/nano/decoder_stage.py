@@ -203,8 +203,9 @@ def train(folder: Path, run: Path, steps: int, flow_steps: int, every: int = 200
         if trainer.step % every == 0 or trainer.step == steps + flow_steps:
             trainer.save()
             log.write(trainer.step, **evaluate(trainer, heldout, trainer.step > steps))
-    if flow_steps and not (run / PREDICTED).exists():
-        training.save_state(run / PREDICTED, mels=sample_mels(trainer, clips[:SAMPLED]))
+    kept = training.load_state(run / PREDICTED)
+    if kept is None or kept["step"] != trainer.step:
+        training.save_state(run / PREDICTED, step=trainer.step, mels=sample_mels(trainer, clips[:SAMPLED]))
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 The inverse of `assemble`, so that a stage can be trained further without the stages before it. The tokenizer and the
 vision tower count as done; decoder, vocoder and language model stand at step 0 with the checkpoint's weights, for a
-run with steps and a learning rate of its own. What a checkpoint does not hold, label heads, discriminator, optimizers
-and running means, starts anew.
+run with steps and a learning rate of its own: `decoder_stage --steps 0 --flow-steps 0` only samples mels for the
+vocoder, `language_stage --speech-from 0 --pictures-from 0` trains on everything at once. What a checkpoint does not
+hold, label heads, discriminator, optimizers and running means, starts anew.
 """
 
 import argparse
