@@ -7,10 +7,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from apps.options import (
+    RECIPES,
+    Bundle,
+    CalibrationFile,
+    Compat,
+    Force,
+    Greedy,
+    Json,
+    Limit,
+    LowLatency,
+    MaxFrames,
+    MaxNew,
+    NoCache,
+    Official,
+    PartialCalibration,
+    Profile,
+    Seed,
+    ShowSuites,
+    SuiteData,
+    SuiteNames,
+    Threads,
+    TurnFiles,
+    Workers,
+)
 from runtime.errors import EdgeOmniError
 
 EXTRAS = {
@@ -27,64 +51,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-Profile = Literal["cpu", "cuda"]
-Compat = Literal["right", "official"]
-
-Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgeomni export` wrote.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of a table.")]
-Seed = Annotated[int | None, typer.Option(help="Makes every random draw repeatable.")]
-Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token and code.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as many as there are cores.")]
-Workers = Annotated[int, typer.Option("--threads", min=0, help="Threads that quantize; 0: as many as there are cores.")]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
-Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
-LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]
-TurnFiles = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--turns", metavar="FILE.jsonl", help="Turns to answer, as often as wanted; else those that come along."
-    ),
-]
-SuiteNames = Annotated[
-    list[str] | None,
-    typer.Option("--suite", metavar="NAME", help="A data set as its authors publish it, as often as wanted."),
-]
-SuiteData = Annotated[
-    list[Path] | None,
-    typer.Option("--data", metavar="DIR", help="Where it lies: one for each --suite, in their order."),
-]
-Limit = Annotated[int, typer.Option(min=0, help="Items of each data set, drawn with the seed; 0: all.")]
-MaxNew = Annotated[int, typer.Option(min=1, help="Most text tokens of an answer.")]
-MaxFrames = Annotated[int, typer.Option(min=1, help="Most audio frames of a spoken answer.")]
-CalibrationFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--calibration",
-        metavar="FILE.jsonl",
-        help="Turns, with their answers, that a recipe with calibration is fitted to; else those that come along.",
-    ),
-]
-PartialCalibration = Annotated[
-    bool, typer.Option("--partial-calibration", help="Calibrate also on turns that never let the model hear or see.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
-
-
-def show_suites(wanted: bool) -> None:
-    if wanted:
-        from apps.turn_sources import suites_as_text
-
-        print(suites_as_text())
-        raise typer.Exit
-
-
-ShowSuites = Annotated[
-    bool, typer.Option("--suites", callback=show_suites, is_eager=True, help="Show what suites there are, and leave.")
-]
-# Read from the folder, since quant.scheme would cost every start what its libraries take to load.
-RECIPES = ", ".join(sorted(path.stem for path in (Path(__file__).parents[1] / "quant" / "recipes").glob("*.toml")))
 
 
 def show_version(wanted: bool) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apps.cli import RECIPES
+from apps.options import RECIPES
 from export.convert import export
 from quant.quantize import halved, quantize
 from quant.rewrite import Weight, open_graph, weights
