@@ -247,9 +247,10 @@ def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 20
         )
         training.set_rate(trainer.optimizer, rate)
         rng = training.seed_step(4, step)
-        # In between, what it will really be given: mels that flow matching made.
-        made = second and predicted is not None and rng.random() < 0.5
-        piece = voice.draw_predicted(rng, predicted["mels"], _BATCH) if made else voice.draw(rng, _BATCH)
+        if second and predicted is not None and rng.random() < 0.5:
+            piece = voice.draw_predicted(rng, predicted["mels"], _BATCH)  # what it will really be given
+        else:
+            piece = voice.draw(rng, _BATCH)
         log.add(**trainer.train_step(piece, second))
         if trainer.step % every == 0 or trainer.step == steps + adversarial:
             trainer.save()
