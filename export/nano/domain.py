@@ -63,7 +63,7 @@ CHAT = {
     "stop": "okay",
 }
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross")
-SIGNS: list[str] = "stop open sale exit taxi hotel help up down yes no zoo".split()
+SIGNS: tuple[str, ...] = tuple("stop open sale exit taxi hotel help up down yes no zoo".split())
 NO_PICTURE = "i see no picture"
 NOTHING_BEFORE = "i do not know what you mean"
 
