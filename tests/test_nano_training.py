@@ -212,6 +212,49 @@ def test_the_eyes_learn_from_a_batch_of_drawings_and_are_taken_over(tmp_path):
     )
 
 
+def test_muon_and_adamw_share_a_network_and_go_on_from_their_state():
+    from export.nano import training
+
+    def run(steps: int, start: dict | None = None) -> tuple[torch.nn.Module, training.MuonAdamW, list[float]]:
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3), torch.nn.Tanh(), torch.nn.Conv1d(8, 2, 3))
+        optimizer = training.MuonAdamW(network, r"0\.", 0.02, 0.1)
+        if start is not None:
+            network.load_state_dict(start["network"])
+            optimizer.load_state_dict(start["optimizer"])
+        training.set_rate(optimizer, 0.02)
+        assert [group["lr"] for group in optimizer.param_groups] == [0.02, pytest.approx(0.002)]
+        x, losses = torch.randn(3, 4, 30), []
+        for _ in range(steps):
+            loss = (network(x) - x[:, :2, 2:-2]).square().mean()
+            training.clipped_step(loss, optimizer, network.parameters())
+            losses.append(float(loss.detach()))
+        return network, optimizer, losses
+
+    whole, _, losses = run(30)
+    assert losses[-1] < 0.6 * losses[0]
+    network, optimizer, first = run(20)
+    _, _, second = run(10, {"network": network.state_dict(), "optimizer": optimizer.state_dict()})
+    assert first + second == pytest.approx(losses)
+    fresh = run(0)[0]
+    assert not torch.equal(fresh[0].weight, whole[0].weight) and not torch.equal(fresh[2].weight, whole[2].weight)
+
+
+def test_some_turns_of_a_conversation_are_typed(folder):
+    composer = Composer(library(folder), read_config(CONFIG))
+    start = composer.writer.token("<audio_start_baichuan>")
+    heard = {composer.draw(Random(seed), "follow")[0].ids.count(start) for seed in range(200)}
+    assert heard == {0, 1, 2}
+
+
+def test_a_telephone_carries_nothing_above_four_kilohertz():
+    from export.nano import augment
+
+    wave = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    spectrum = np.abs(np.fft.rfft(augment.telephone_band(wave))) ** 2
+    assert spectrum[4400:].sum() < 1e-3 * spectrum.sum() and spectrum[:3600].sum() > 0.9 * spectrum.sum()
+
+
 def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
     config = read_config(CONFIG)
     writer = sequences.Writer(CONFIG, config.codebook_sizes)

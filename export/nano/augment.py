@@ -3,7 +3,7 @@
 from random import Random
 
 import numpy as np
-from scipy.signal import fftconvolve, lfilter
+from scipy.signal import fftconvolve, lfilter, resample_poly
 
 RATE = 16000
 Alignment = list[tuple[int, str]]
@@ -41,6 +41,11 @@ def narrow_band(wave: np.ndarray, rng: Random) -> np.ndarray:
     return (np.sign(squeezed) * (256 ** np.abs(squeezed) - 1) / 255 * peak).astype(np.float32)
 
 
+def telephone_band(wave: np.ndarray) -> np.ndarray:
+    """Nothing above 4 kHz: a telephone line, or a voice that was recorded at 8 kHz."""
+    return resample_poly(resample_poly(wave, 1, 2), 2, 1)[: len(wave)].astype(np.float32)
+
+
 def add_noise(wave: np.ndarray, rng: Random, snr: float) -> np.ndarray:
     """White to brown noise at a signal-to-noise ratio in dB."""
     noise = _draws(rng).standard_normal(len(wave))
@@ -70,6 +75,8 @@ def disturb(wave: np.ndarray, rng: Random, alignment: Alignment) -> tuple[np.nda
         wave = reverberate(wave, rng)
     if rng.random() < 0.1:
         wave = narrow_band(wave, rng)
+    if rng.random() < 0.15:
+        wave = telephone_band(wave)
     before, after = rng.randint(0, 4000), rng.randint(0, 3000)
     wave = np.pad(wave, (before, after)).astype(np.float32)
     if rng.random() < 0.65:

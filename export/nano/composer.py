@@ -23,6 +23,7 @@ SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 3.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask
+_TYPED_SHARE = 0.15  # of the turns of a conversation
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,10 @@ class Composer:
             pair = rng.choice(self.stock.pairs)
             recorded = self._recorded(pair)
         for item, spoken, last in zip(pair, recorded, (False, True), strict=True):
-            self.writer.hear(sequence, item.codes(rng))
+            if rng.random() < _TYPED_SHARE:
+                self.writer.text(sequence, item.recording.clip.text)
+            else:
+                self.writer.hear(sequence, item.codes(rng))
             codes = rng.choice(spoken).codes(rng) if aloud and spoken and all(recorded) else None
             self.writer.answer(sequence, self._spaced(item.recording.clip.answer), codes, last)
             if not last:

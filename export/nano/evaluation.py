@@ -216,11 +216,12 @@ def _commands(examiner: Examiner, name: str, found: list[Recording]) -> dict[str
     tokens = [a == b for best, labels in written for a, b in zip(best, labels, strict=True)]
     figures = {
         "answered": _share(right),
-        "arithmetic": _share(sums),
         "rejected": _share([best[0] == marker for best, _ in answers]),
         "transcribed": _share(exact(written)),
         "transcript tokens": _share(tokens),
     }
+    if sums:
+        figures["arithmetic"] = _share(sums)
     if pairs:
         followed = examiner.predict([_follow(examiner, first, then) for first, then in pairs])
         figures["followed"] = _share(exact(followed))

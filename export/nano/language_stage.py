@@ -26,6 +26,8 @@ from export.nano.sequences import Batch, Sequence, collate
 from export.nano.vision_stage import GRID, PictureLabels, VisionTrainer
 
 _MASKED = 0.05  # share of heard frames whose embedding is dropped
+_PEAK, _ADAM_SHARE = 3e-3, 1 / 3
+_INNER = r"omni\.model\.(layers|visual_model\.blocks|visual_bridge_model)\."
 
 
 class LanguageTrainer(nn.Module):
@@ -186,11 +188,11 @@ def _mix(step: int, speech_from: int, pictures_from: int) -> dict[str, float]:
 
 
 def train(
-    folder: Path, run: Path, steps: int, speech_from: int, pictures_from: int, rate: float = 1e-3, every: int = 500
+    folder: Path, run: Path, steps: int, speech_from: int, pictures_from: int, rate: float = _PEAK, every: int = 500
 ) -> None:
     """Train to `steps` at the peak learning rate `rate`, going on from `run`/language.pt."""
     trainer = LanguageTrainer(run).train()
-    optimizer = training.adamw(trainer.parameters(), rate, decay=0.05)
+    optimizer = training.MuonAdamW(trainer, _INNER, rate, _ADAM_SHARE, decay=0.05)
     step, log = 0, training.Log(run / "language.jsonl")
     if (state := training.load_state(run / "language.pt")) is not None:
         trainer.load_state_dict(state["model"])
@@ -224,7 +226,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--speech-from", type=int, default=500)
     parser.add_argument("--pictures-from", type=int, default=2600)
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=_PEAK, help="peak learning rate")
     given = parser.parse_args()
     torch.set_num_threads(1)
     train(given.folder, given.run, given.steps, given.speech_from, given.pictures_from, given.rate)

@@ -150,8 +150,8 @@ def _camera(rng: Random, image: Image.Image) -> np.ndarray:
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.0)))
     pixels = np.asarray(image, np.float32) * rng.uniform(0.75, 1.15) + rng.uniform(-15, 15)
-    noise = np.random.default_rng(rng.getrandbits(63)).standard_normal(pixels.shape)
-    return np.clip(pixels + noise * rng.uniform(0, 10), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(rng.getrandbits(63)).standard_normal(pixels.shape, np.float32)
+    return np.clip(pixels + noise * np.float32(rng.uniform(0, 10)), 0, 255).astype(np.uint8)
 
 
 def _canvas(rng: Random) -> Image.Image:

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-LOWEST, HIGHEST = 60.0, 280.0  # Hz
+LOWEST, HIGHEST = 60.0, 200.0  # Hz, a man's speech
 _WINDOW = 1200  # samples: 50 ms at 24 kHz, three periods of the lowest voice
 _VOICED = 0.45  # normalised correlation above which a frame counts as voiced
+_SHORTEST = 3  # frames; a shorter stretch with a pitch is chance
 _STICKY = 0.08  # bonus for staying near the pitch of the frame before
 
 
@@ -46,7 +47,16 @@ def _track(scores: np.ndarray, loud: np.ndarray, rate: int, shortest: int) -> np
         voiced = loud[i] and row[best] > _VOICED
         f0[i] = rate / _refined(row, best, shortest) if voiced else 0.0
         before = shortest + best if voiced else 0
-    return f0.astype(np.float32)
+    return _without_short_stretches(f0).astype(np.float32)
+
+
+def _without_short_stretches(f0: np.ndarray) -> np.ndarray:
+    """Unvoice every stretch of fewer than `_SHORTEST` voiced frames."""
+    edges = np.flatnonzero(np.diff(np.pad(f0 > 0, 1).astype(int)))
+    for start, end in edges.reshape(-1, 2):
+        if end - start < _SHORTEST:
+            f0[start:end] = 0
+    return f0
 
 
 def _refined(row: np.ndarray, best: int, shortest: int) -> float:

@@ -36,7 +36,14 @@ _LENGTH_STEP = HEARD_RATE * 12 // 25
 _SPEECH, _TARGET, _NOISE = 13, 6, 1  # clips of a batch
 _CONTINUOUS = 400  # steps before quantization
 _DECAY = 0.97
-_QUESTIONS = ("questions_espeak", "questions_flite", "questions_piper", "questions_kokoro", "other_talk")
+# How often each recording of a set is taken for one of the others: engines with few voices come oftener.
+_QUESTIONS = {
+    "questions_espeak": 1,
+    "questions_flite": 4,
+    "questions_piper": 3,
+    "questions_kokoro": 8,
+    "other_talk": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -240,7 +247,7 @@ class Data:
     @classmethod
     def read(cls, folder: Path) -> "Data":
         """Whatever sets of `folder` exist by now."""
-        speech = [r for name in _QUESTIONS for r in corpus.recordings(folder / name) * (4 if "kokoro" in name else 1)]
+        speech = [r for name, times in _QUESTIONS.items() for r in corpus.recordings(folder / name) * times]
         tests = {name: corpus.recordings(folder / name)[:160] for name in ("test_espeak", "test_flite", "test_kokoro")}
         return cls(
             _by_length(speech),

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,55 @@ def adamw(parameters: Iterable[nn.Parameter], rate: float, decay: float = 0.01) 
     return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=decay, fused=True)
 
 
+class MuonAdamW:
+    """Muon (Jordan et al. 2024) on the inner weights, AdamW at `share` of the rate on all else, as one optimizer.
+
+    Muon makes the momentum of each matrix orthogonal before it is applied; small networks need about half the steps. A
+    convolution's weight counts as the matrix [outputs, inputs x taps].
+    """
+
+    def __init__(self, module: nn.Module, inner: str, rate: float, share: float, decay: float = 0.01) -> None:
+        """`inner`: pattern of the names whose weights, neither embeddings nor output layers, Muon trains."""
+        named = dict(module.named_parameters())
+        self._weights = [p for name, p in named.items() if p.dim() >= 2 and re.match(inner, name)]
+        self._matrices = [weight.detach().flatten(1) for weight in self._weights]  # share the weights' memory
+        rest = [p for name, p in named.items() if not (p.dim() >= 2 and re.match(inner, name))]
+        muon = torch.optim.Muon(self._matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+        self.parts = (muon, adamw(rest, share * rate, decay))
+        self.parts[1].param_groups[0]["share"] = share
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of both."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for weight in self._weights:
+            weight.grad = None
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Apply the gradients."""
+        for weight, matrix in zip(self._weights, self._matrices, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of both."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        for part, kept in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(kept)
+
+
+Optimizer = torch.optim.Optimizer | MuonAdamW
+
+
 def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     """Linear warm-up, then half a cosine down to a thirtieth of the peak."""
     rising = min(1.0, (step + 1) / warmup)
@@ -42,10 +92,10 @@ def cosine_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
     return peak * rising * (falling * 29 / 30 + 1 / 30)
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every parameter group this learning rate."""
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every parameter group this learning rate, or its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)
 
 
 def save_state(path: Path, **state: Any) -> None:
@@ -61,7 +111,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True) if path.exists() else None
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any], name: str = "optimizer") -> None:
+def restore(optimizer: Optimizer, state: dict[str, Any], name: str = "optimizer") -> None:
     """Give an optimizer its moments back, if `state` keeps them (one from a finished checkpoint does not)."""
     if name in state:
         optimizer.load_state_dict(state[name])
@@ -102,7 +152,7 @@ def seed_step(seed: int, step: int) -> random.Random:
     return random.Random(f"{seed}/{step}")
 
 
-def clipped_step(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+def clipped_step(loss: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
     """Backward, clip the gradient's norm to 1, step."""
     optimizer.zero_grad()
     loss.backward()

@@ -22,7 +22,7 @@ from export.nano.vision import VisionModel, VisualBridge
 
 GRID = [(pictures.SIZE // 14, pictures.SIZE // 14)]
 _BATCH = 64
-_PEAK = 1e-3
+_PEAK, _ADAM_SHARE = 5e-3, 0.2
 
 
 class PictureLabels(nn.Module):
@@ -106,7 +106,7 @@ def evaluate(trainer: VisionTrainer, count: int = 256) -> dict[str, float]:
 def train(run: Path, steps: int, every: int = 250) -> None:
     """Train to `steps`, going on from `run`/vision.pt."""
     trainer = VisionTrainer(read_config(vocabulary.FOLDER)).train()
-    optimizer = training.adamw(trainer.parameters(), _PEAK)
+    optimizer = training.MuonAdamW(trainer, r"visual_(model\.blocks|bridge_model)\.", _PEAK, _ADAM_SHARE)
     step, log = 0, training.Log(run / "vision.jsonl")
     if (state := training.load_state(run / "vision.pt")) is not None:
         trainer.load_state_dict(state["model"])

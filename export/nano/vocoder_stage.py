@@ -2,10 +2,10 @@
 
 python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--adversarial N]
 
-The first N steps minimise log-magnitude distances at four STFT resolutions and the mel's L1; F0 comes from a pitch
-tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang et al.
-2021, arXiv:2106.07889) joins for the adversarial steps, and half of the batches start from the mels that the decoder
-stage has left, if it has run.
+The first N steps minimise log-magnitude distances at four STFT resolutions, of bins and of mel bands; F0 comes from a
+pitch tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang et
+al. 2021, arXiv:2106.07889) joins for the adversarial steps, half of the batches start from the mels that the decoder
+stage has left, if it has run, and in half the F0 is the predicted one.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from export.nano import corpus, training
 from export.nano.config import read_config
 from export.nano.corpus import Recording
 from export.nano.decoder_stage import PREDICTED
-from export.nano.features import SPOKEN_HOP, SPOKEN_RATE, spoken_mel
+from export.nano.features import SPOKEN_HOP, SPOKEN_RATE, mel_filters, spoken_mel
 from export.nano.pitch import frame_f0
 from export.nano.vocoder import HiFT
 
@@ -30,6 +30,8 @@ CONFIG = Path(__file__).with_name("checkpoint")
 _CROP = 20  # mel frames of a training piece
 _BATCH = 8
 _RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # (n_fft, hop)
+_BANDS = (20, 40, 80, 120)  # mel bands of each resolution
+_PEAK, _ADVERSARIAL_PEAK, _ADAM_SHARE = 2e-3, 1e-3, 0.3
 _VOICED = 10.0  # Hz, the vocoder's own threshold
 
 
@@ -96,14 +98,19 @@ def log_spectrum(wave: Tensor, n_fft: int, hop: int) -> Tensor:
     return torch.stft(wave, n_fft, hop, window=window, return_complex=True).abs().clamp(min=1e-4).log()
 
 
-def spectral_loss(got: Tensor, want: Tensor) -> Tensor:
-    """Mean over resolutions of the L1 of log-magnitudes plus the relative L2 of magnitudes."""
-    total = got.new_zeros(())
-    for n_fft, hop in _RESOLUTIONS:
+def spectral_loss(got: Tensor, want: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over resolutions: L1 of log-magnitudes plus the relative L2 of magnitudes; L1 of log-mel bands in nats.
+
+    Noise never falls into the same bins twice, but into the same bands: these say what a listener can tell apart.
+    """
+    bins, bands = got.new_zeros(()), got.new_zeros(())
+    for (n_fft, hop), count in zip(_RESOLUTIONS, _BANDS, strict=True):
         a, b = log_spectrum(got, n_fft, hop), log_spectrum(want, n_fft, hop)
-        convergence = (a.exp() - b.exp()).norm() / b.exp().norm()
-        total = total + F.l1_loss(a, b) + convergence
-    return total / len(_RESOLUTIONS)
+        x, y = a.exp(), b.exp()
+        bins = bins + F.l1_loss(a, b) + (x - y).norm() / y.norm()
+        filters = mel_filters(SPOKEN_RATE, n_fft, count, SPOKEN_RATE / 2)
+        bands = bands + F.l1_loss((filters @ x).clamp(min=1e-5).log(), (filters @ y).clamp(min=1e-5).log())
+    return bins / len(_RESOLUTIONS), bands / len(_RESOLUTIONS)
 
 
 def pitch_loss(predicted: Tensor, f0: Tensor) -> Tensor:
@@ -174,9 +181,9 @@ class VocoderTrainer:
             # Start at a speaking pitch instead of creeping up to it from 0 Hz.
             self.hift.f0_predictor.classifier.weight.mul_(60)
             self.hift.f0_predictor.classifier.bias.fill_(120.0)
-        self.optimizer = torch.optim.AdamW(
-            self.hift.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=0.01, fused=True
-        )
+        # The output layer and the source are left to AdamW, as is the F0 predictor.
+        inner = r"(ups|resblocks|source_resblocks)\..*weight_v"
+        self.optimizer = training.MuonAdamW(self.hift, inner, _PEAK, _ADAM_SHARE)
         self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99), fused=True)
         self.step = 0
         if (state := training.load_state(self.path)) is not None:
@@ -192,21 +199,22 @@ class VocoderTrainer:
         kept = {name: part.state_dict() for name, part in states.items()}
         training.save_state(self.path, model=self.hift.state_dict(), step=self.step, **kept)
 
-    def losses(self, piece: Piece) -> tuple[Tensor, dict[str, Tensor]]:
-        """The waveform from the given F0, and the parts of the loss but the adversarial one."""
+    def losses(self, piece: Piece, predicted_f0: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
+        """The waveform, from the predicted F0 or the given one, and the parts of the loss but the adversarial one."""
         phase, noise = self.hift.draw(piece.mel)
-        source = self.hift.m_source(piece.f0, phase, noise)
+        f0 = self.hift.f0_predictor(piece.mel)
+        source = self.hift.m_source(f0.detach() if predicted_f0 else piece.f0, phase, noise)
         with training.mixed_precision():
             spectrum = self.hift.spectrum(piece.mel, source)
         made = self.hift.waveform(spectrum.float())
-        pitch = pitch_loss(self.hift.f0_predictor(piece.mel), piece.f0)
         mel = F.l1_loss(spoken_mel(made, self.bins), spoken_mel(piece.wave, self.bins))
-        return made, {"spectrum": spectral_loss(made, piece.wave), "mel": mel, "pitch": pitch}
+        bins, bands = spectral_loss(made, piece.wave)
+        return made, {"spectrum": bins, "bands": bands, "mel": mel, "pitch": pitch_loss(f0, piece.f0)}
 
-    def train_step(self, piece: Piece, adversarial: bool) -> dict[str, Tensor]:
+    def train_step(self, piece: Piece, adversarial: bool, predicted_f0: bool = False) -> dict[str, Tensor]:
         """One step of the vocoder, and of the discriminator once it has joined."""
-        made, parts = self.losses(piece)
-        loss = parts["spectrum"] + 4 * parts["mel"] + parts["pitch"]
+        made, parts = self.losses(piece, predicted_f0)
+        loss = parts["spectrum"] + 2 * parts["bands"] + 2 * parts["mel"] + parts["pitch"]
         if adversarial:
             parts["judge"] = discriminator_loss(self.judge(piece.wave), self.judge(made.detach()))
             training.clipped_step(parts["judge"], self.judge_optimizer, self.judge.parameters())
@@ -225,8 +233,10 @@ def evaluate(trainer: VocoderTrainer, voice: TargetVoice) -> dict[str, float]:
     f0 = trainer.hift.f0_predictor(piece.mel)
     made = trainer.hift(piece.mel, phase, noise, f0)
     voiced = piece.f0 > 0
+    bins, bands = spectral_loss(made, piece.wave)
     return {
-        "spectrum_heldout": float(spectral_loss(made, piece.wave)),
+        "spectrum_heldout": float(bins),
+        "bands_heldout": float(bands),
         "mel_heldout": float(F.l1_loss(spoken_mel(made, trainer.bins), piece.mel)),
         "f0_error_hz": float((f0 - piece.f0)[voiced].abs().mean()),
         "voicing": float(((f0 > _VOICED) == voiced).float().mean()),
@@ -242,16 +252,14 @@ def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 20
     while trainer.step < steps + adversarial:
         step = trainer.step
         second = step >= steps
-        rate = (
-            training.cosine_rate(step - steps, adversarial, 3e-4) if second else training.cosine_rate(step, steps, 1e-3)
-        )
-        training.set_rate(trainer.optimizer, rate)
+        at = (step - steps, adversarial, _ADVERSARIAL_PEAK) if second else (step, steps, _PEAK)
+        training.set_rate(trainer.optimizer, training.cosine_rate(*at))
         rng = training.seed_step(4, step)
         if second and predicted is not None and rng.random() < 0.5:
             piece = voice.draw_predicted(rng, predicted["mels"], _BATCH)  # what it will really be given
         else:
             piece = voice.draw(rng, _BATCH)
-        log.add(**trainer.train_step(piece, second))
+        log.add(**trainer.train_step(piece, second, predicted_f0=second and rng.random() < 0.5))
         if trainer.step % every == 0 or trainer.step == steps + adversarial:
             trainer.save()
             log.write(trainer.step, **(evaluate(trainer, heldout) if heldout.recordings else {}))
