@@ -3,8 +3,8 @@
 python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--adversarial N]
 
 The first N steps minimise log-magnitude distances at four STFT resolutions, of bins and of mel bands; F0 comes from a
-pitch tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang et
-al. 2021, arXiv:2106.07889) joins for the adversarial steps, half of the batches start from the mels that the decoder
+pitch tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang
+et al. 2021, arXiv:2106.07889) joins for the adversarial steps, half of the batches start from the mels that the decoder
 stage has left, if it has run, and in half the F0 is the predicted one.
 """
 
