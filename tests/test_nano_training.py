@@ -150,6 +150,11 @@ def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(fold
     losses = [float(stage.train_step(piece, adversarial=False)["spectrum"]) for _ in range(4)]
     assert losses[-1] < losses[0]
     assert float(stage.train_step(piece, adversarial=True)["judge"]) > 0
+    kept = stage.hift.conv_pre.weight_v.clone()
+    pitches = [float(stage.pitch_step(piece)["pitch"]) for _ in range(20)]
+    assert pitches[-1] < pitches[0] and torch.equal(stage.hift.conv_pre.weight_v, kept)
+    stage.save()
+    assert vocoder_stage.VocoderTrainer(tmp_path).step == stage.step == 25
 
 
 def library(folder: Path) -> Library:

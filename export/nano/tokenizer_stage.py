@@ -351,7 +351,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=6200)
+    parser.add_argument("--steps", type=int, default=9400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     train(arguments.folder, arguments.run, arguments.steps)

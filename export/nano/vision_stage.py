@@ -134,7 +134,7 @@ def main() -> None:
     """Train or go on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=9000)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     train(arguments.run, arguments.steps)

@@ -1,11 +1,12 @@
 """Stage 4: the vocoder, from the target voice's mel to its waveform.
 
-python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--adversarial N]
+python -m export.nano.vocoder_stage DATA_FOLDER RUN_FOLDER [--steps N] [--adversarial N] [--pitch-steps N]
 
 The first N steps minimise log-magnitude distances at four STFT resolutions, of bins and of mel bands; F0 comes from a
 pitch tracker, and the F0 predictor learns beside it from the same figures. Then a multi-resolution discriminator (Jang
 et al. 2021, arXiv:2106.07889) joins for the adversarial steps, half of the batches start from the mels that the decoder
-stage has left, if it has run, and in half the F0 is the predicted one.
+stage has left, if it has run, and in half the F0 is the predicted one. At the end the F0 predictor learns on alone,
+from larger batches than the waveform's losses have time for.
 """
 
 import argparse
@@ -32,6 +33,7 @@ _BATCH = 8
 _RESOLUTIONS = ((256, 64), (512, 128), (1024, 256), (2048, 512))  # (n_fft, hop)
 _BANDS = (20, 40, 80, 120)  # mel bands of each resolution
 _PEAK, _ADVERSARIAL_PEAK, _ADAM_SHARE = 2e-3, 1e-3, 0.3
+_PITCH_BATCH, _PITCH_CROP, _PITCH_PEAK = 32, 40, 1e-3
 _VOICED = 10.0  # Hz, the vocoder's own threshold
 
 
@@ -185,17 +187,20 @@ class VocoderTrainer:
         inner = r"(ups|resblocks|source_resblocks)\..*weight_v"
         self.optimizer = training.MuonAdamW(self.hift, inner, _PEAK, _ADAM_SHARE)
         self.judge_optimizer = torch.optim.AdamW(self.judge.parameters(), lr=3e-4, betas=(0.8, 0.99), fused=True)
+        self.pitch_optimizer = training.adamw(self.hift.f0_predictor.parameters(), _PITCH_PEAK)
         self.step = 0
         if (state := training.load_state(self.path)) is not None:
             self.hift.load_state_dict(state["model"])
             self.judge.load_state_dict(state.get("judge", self.judge.state_dict()))
             training.restore(self.optimizer, state)
             training.restore(self.judge_optimizer, state, "judge_optimizer")
+            training.restore(self.pitch_optimizer, state, "pitch_optimizer")
             self.step = state["step"]
 
     def save(self) -> None:
         """Keep everything."""
         states = {"judge": self.judge, "optimizer": self.optimizer, "judge_optimizer": self.judge_optimizer}
+        states["pitch_optimizer"] = self.pitch_optimizer
         kept = {name: part.state_dict() for name, part in states.items()}
         training.save_state(self.path, model=self.hift.state_dict(), step=self.step, **kept)
 
@@ -224,6 +229,15 @@ class VocoderTrainer:
         self.step += 1
         return {name: part.detach() for name, part in parts.items()}
 
+    def pitch_step(self, piece: Piece) -> dict[str, Tensor]:
+        """One step of the F0 predictor alone."""
+        with training.mixed_precision():
+            f0 = self.hift.f0_predictor(piece.mel)
+        loss = pitch_loss(f0.float(), piece.f0)
+        training.clipped_step(loss, self.pitch_optimizer, self.hift.f0_predictor.parameters())
+        self.step += 1
+        return {"pitch": loss.detach()}
+
 
 @torch.no_grad()
 def evaluate(trainer: VocoderTrainer, voice: TargetVoice) -> dict[str, float]:
@@ -243,24 +257,30 @@ def evaluate(trainer: VocoderTrainer, voice: TargetVoice) -> dict[str, float]:
     }
 
 
-def train(folder: Path, run: Path, steps: int, adversarial: int, every: int = 200) -> None:
-    """Train to `steps` and then `adversarial` more, going on from `run`/vocoder.pt."""
+def train(folder: Path, run: Path, steps: int, adversarial: int, pitch_steps: int, every: int = 200) -> None:
+    """Train to `steps`, then `adversarial` more, then the F0 predictor for `pitch_steps`; goes on from
+    `run`/vocoder.pt."""
     trainer = VocoderTrainer(run)
     voice = TargetVoice(corpus.recordings(folder / "answers"), run / "f0.npz", trainer.bins)
     heldout = TargetVoice(corpus.recordings(folder / "answers_heldout"), run / "f0_heldout.npz", trainer.bins)
     log, predicted = training.Log(run / "vocoder.jsonl"), training.load_state(run / PREDICTED)
-    while trainer.step < steps + adversarial:
+    spoken = steps + adversarial
+    while trainer.step < spoken + pitch_steps:
         step = trainer.step
-        second = step >= steps
-        at = (step - steps, adversarial, _ADVERSARIAL_PEAK) if second else (step, steps, _PEAK)
-        training.set_rate(trainer.optimizer, training.cosine_rate(*at))
         rng = training.seed_step(4, step)
-        if second and predicted is not None and rng.random() < 0.5:
-            piece = voice.draw_predicted(rng, predicted["mels"], _BATCH)  # what it will really be given
+        if step >= spoken:
+            training.set_rate(trainer.pitch_optimizer, training.cosine_rate(step - spoken, pitch_steps, _PITCH_PEAK))
+            log.add(**trainer.pitch_step(voice.draw(rng, _PITCH_BATCH, _PITCH_CROP)))
         else:
-            piece = voice.draw(rng, _BATCH)
-        log.add(**trainer.train_step(piece, second, predicted_f0=second and rng.random() < 0.5))
-        if trainer.step % every == 0 or trainer.step == steps + adversarial:
+            second = step >= steps
+            at = (step - steps, adversarial, _ADVERSARIAL_PEAK) if second else (step, steps, _PEAK)
+            training.set_rate(trainer.optimizer, training.cosine_rate(*at))
+            if second and predicted is not None and rng.random() < 0.5:
+                piece = voice.draw_predicted(rng, predicted["mels"], _BATCH)  # what it will really be given
+            else:
+                piece = voice.draw(rng, _BATCH)
+            log.add(**trainer.train_step(piece, second, predicted_f0=second and rng.random() < 0.5))
+        if trainer.step % every == 0 or trainer.step == spoken + pitch_steps:
             trainer.save()
             log.write(trainer.step, **(evaluate(trainer, heldout) if heldout.recordings else {}))
 
@@ -271,10 +291,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--adversarial", type=int, default=1500)
-    arguments = parser.parse_args()
+    parser.add_argument("--adversarial", type=int, default=2000)
+    parser.add_argument("--pitch-steps", type=int, default=2000)
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.folder, arguments.run, arguments.steps, arguments.adversarial)
+    train(given.folder, given.run, given.steps, given.adversarial, given.pitch_steps)
 
 
 if __name__ == "__main__":
