@@ -206,6 +206,13 @@ def test_the_pitch_tracker_follows_a_gliding_voice_and_hears_no_pitch_in_noise()
     assert (frame_f0(noise, rate, 480) > 0).mean() < 0.05
 
 
+def test_two_voiced_frames_in_a_row_are_chance_and_three_are_a_voice():
+    from export.nano.pitch import _without_short_stretches
+
+    track = np.array([99.0, 98, 0, 90, 91, 92, 0, 0, 120])
+    assert _without_short_stretches(track).tolist() == [0, 0, 0, 90, 91, 92, 0, 0, 0]
+
+
 def test_the_judge_reads_digits_as_the_words_that_were_said():
     pytest.importorskip("num2words")
     pytest.importorskip("scipy")

@@ -142,6 +142,8 @@ def test_decoder_and_flow_learn_from_a_batch(folder, tmp_path):
 
 
 def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(folder, tmp_path):
+    from export.nano import training
+
     torch.manual_seed(0)
     stage = vocoder_stage.VocoderTrainer(tmp_path)
     voice = vocoder_stage.TargetVoice(corpus.recordings(folder / "answers")[:8], tmp_path / "f0.npz", stage.bins)
@@ -151,10 +153,20 @@ def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(fold
     assert losses[-1] < losses[0]
     assert float(stage.train_step(piece, adversarial=True)["judge"]) > 0
     kept = stage.hift.conv_pre.weight_v.clone()
+    training.set_rate(stage.pitch_optimizer, 1e-4)
     pitches = [float(stage.pitch_step(piece)["pitch"]) for _ in range(20)]
     assert pitches[-1] < pitches[0] and torch.equal(stage.hift.conv_pre.weight_v, kept)
     stage.save()
     assert vocoder_stage.VocoderTrainer(tmp_path).step == stage.step == 25
+
+
+def test_two_stretches_of_noise_are_alike_in_bands_and_not_in_bins():
+    draws = np.random.default_rng(0)
+    one, two = (torch.from_numpy(0.1 * draws.standard_normal((1, 24000))).float() for _ in range(2))
+    bins, bands = vocoder_stage.spectral_loss(one, two)
+    assert float(bands) < 0.3 * float(bins)
+    assert [float(loss) for loss in vocoder_stage.spectral_loss(one, one)] == [0, 0]
+    assert float(vocoder_stage.spectral_loss(3 * one, two)[1]) > 1  # ln 3 louder in every band
 
 
 def library(folder: Path) -> Library:
@@ -169,7 +181,7 @@ def test_every_kind_of_sequence_trains_the_language_model(folder):
     pytest.importorskip("sklearn")
     stage = language_stage.LanguageTrainer(None).train()
     composer = Composer(library(folder), stage.config)
-    mix = dict.fromkeys([*MIX, *SPEECH_MIX], 2)
+    mix = dict.fromkeys([*MIX, *SPEECH_MIX], 2.0)
     batch, drawn = composer.batch(Random(4), mix)
     parts = stage.losses(batch, drawn)
     assert set(parts) == {"text", "speech", "picture"}
@@ -220,7 +232,7 @@ def test_the_eyes_learn_from_a_batch_of_drawings_and_are_taken_over(tmp_path):
 def test_muon_and_adamw_share_a_network_and_go_on_from_their_state():
     from export.nano import training
 
-    def run(steps: int, start: dict | None = None) -> tuple[torch.nn.Module, training.MuonAdamW, list[float]]:
+    def run(steps: int, start: dict | None = None):
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Conv1d(4, 8, 3), torch.nn.Tanh(), torch.nn.Conv1d(8, 2, 3))
         optimizer = training.MuonAdamW(network, r"0\.", 0.02, 0.1)

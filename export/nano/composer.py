@@ -83,8 +83,9 @@ def read_library(folder: Path, run: Path, names: tuple[str, ...]) -> Library:
 class Composer:
     """Draws training sequences of each kind."""
 
-    def __init__(self, stock: Library, config: ModelConfig) -> None:
-        self.stock, self.config = stock, config
+    def __init__(self, stock: Library, config: ModelConfig, typed_share: float = _TYPED_SHARE) -> None:
+        """`typed_share` of the turns of a conversation are typed instead of spoken."""
+        self.stock, self.config, self.typed_share = stock, config, typed_share
         self.writer = Writer(CONFIG, config.codebook_sizes)
         self.split = read_split()
 
@@ -150,7 +151,7 @@ class Composer:
             pair = rng.choice(self.stock.pairs)
             recorded = self._recorded(pair)
         for item, spoken, last in zip(pair, recorded, (False, True), strict=True):
-            if rng.random() < _TYPED_SHARE:
+            if rng.random() < self.typed_share:
                 self.writer.text(sequence, item.recording.clip.text)
             else:
                 self.writer.hear(sequence, item.codes(rng))

@@ -27,6 +27,7 @@ from export.nano.vision_stage import GRID, PictureLabels, VisionTrainer
 
 _MASKED = 0.05  # share of heard frames whose embedding is dropped
 _PEAK, _ADAM_SHARE = 3e-3, 1 / 3
+# What Muon trains; embeddings, output layers and the audio head are left to AdamW.
 _INNER = r"omni\.model\.(layers|visual_model\.blocks|visual_bridge_model)\."
 
 
@@ -161,7 +162,7 @@ def test_sequences(composer: Composer, library: Library, task: str, most: int) -
             composer.writer.text(sequence, " " + only.questions[0].recording.clip.text + vocabulary.EOS, learn=True)
             out.append(sequence)
         else:
-            out.append(Composer(only, composer.config).draw(rng, task)[0])
+            out.append(Composer(only, composer.config, typed_share=0).draw(rng, task)[0])
     return out
 
 
