@@ -157,6 +157,49 @@ def test_picture_answers_say_what_was_drawn():
     assert pictures.KINDS[kind[2, 0]] == "circle" and color[2, 2] == 1 + domain.COLORS.index("blue")
 
 
+def test_a_shape_is_where_the_camera_sees_it():
+    """The pixels of the shape's colour lie around the centre that the picture names, tilted or not."""
+    for seed in range(40):
+        picture = pictures.draw_shapes(Random(seed), 1)
+        shape = picture.shapes[0]
+        ground = np.median(picture.pixels[[20, 20, 92, 92], [20, 92, 20, 92]], axis=0)
+        apart = np.abs(picture.pixels - ground).sum(2)
+        apart[(picture.pixels < 12).all(2)] = 0  # what the tilted picture does not reach is black
+        own = np.argwhere(apart > 0.6 * apart[int(shape.y), int(shape.x)])
+        inside = own[np.hypot(*(own - (shape.y, shape.x)).T) < 1.15 * shape.radius]
+        assert np.hypot(*(inside.mean(0) - (shape.y, shape.x))) < 3, seed
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "side"),
+    [
+        (56, 60, "in the middle"),
+        (20, 56, "on the left"),
+        (95, 40, "on the right"),
+        (60, 15, "on the top"),
+        (40, 95, "on the bottom"),
+        (20, 20, None),
+        (90, 25, None),
+        (41, 56, None),
+    ],
+)
+def test_where_a_shape_is_is_asked_only_if_one_place_is_clearly_right(x, y, side):
+    picture = pictures.Picture(np.zeros((1, 1, 3)), (pictures.Shape("star", "red", x, y, 10),))
+    answer = dict(pictures.questions(picture)).get("where is the star")
+    assert answer == (side and f"the star is {side}")
+
+
+def test_several_questions_about_a_picture_are_different_and_of_every_form_alike():
+    picture = pictures.draw_shapes(Random(1), 4)
+    pairs = pictures.questions(picture)
+    drawn = [pictures.draw_questions(Random(seed), pairs, 5) for seed in range(300)]
+    assert all(len({question for question, _ in asked}) == 5 and set(asked) <= set(pairs) for asked in drawn)
+    first = [asked[0][0] for asked in drawn]
+    # A dozen of the questions count shapes of one colour or kind, two count all: each form is asked first alike often.
+    assert 0.5 < sum(q.endswith("shapes are there") for q in first) / sum(q.startswith("where") for q in first) < 4
+    assert sorted(pictures.draw_questions(Random(0), pairs, 99)) == sorted(pairs)
+
+
 def test_articles_fit_the_word_after_them():
     answers = [
         dict(pictures.questions(pictures.Picture(np.zeros((1, 1, 3)), digit=d)))["what digit is this"] for d in (1, 8)

@@ -288,6 +288,20 @@ def test_a_spoken_answer_is_laid_out_as_the_official_loop_generates_it():
     assert all(label == -100 for label in sequence.labels[start:end])
 
 
+def test_a_conversation_about_a_picture_shows_it_once_and_learns_every_answer(folder):
+    pytest.importorskip("sklearn")
+    composer = Composer(library(folder), read_config(CONFIG))
+    turns, ends = composer.writer.token("<C_Q>"), composer.writer.token(vocabulary.EOS)
+    drawn = [composer.draw(Random(seed), "look")[0] for seed in range(30)]
+    assert all(len(sequence.pictures) == 1 for sequence in drawn)
+    assert max(sequence.ids.count(turns) for sequence in drawn) > 3
+    for sequence in drawn:
+        assert sequence.labels.count(ends) == sequence.ids.count(turns)
+        assert sequence.ids.count(ends) == 1 and sequence.ids[-1] == ends
+        # Where the reply ends before another question, the token that ends it is due but not there.
+        assert all(sequence.ids[i + 1] in (turns, ends) for i, label in enumerate(sequence.labels) if label == ends)
+
+
 def test_a_picture_is_described_aloud_where_its_description_was_recorded(folder):
     pytest.importorskip("sklearn")
     config = read_config(CONFIG)
@@ -400,3 +414,13 @@ def test_a_share_has_wilsons_interval():
 
     low, high = interval(85, 100)
     assert round(low, 3) == 0.767 and round(high, 3) == 0.907
+
+
+def test_a_word_error_rate_is_of_all_words_and_its_interval_is_narrower_with_more_clips():
+    from export.nano.evaluation import word_error_rate
+
+    wrong, words = np.array([0, 3, 0, 1, 0, 0]), np.array([4, 6, 5, 5, 4, 6])
+    few, many = (word_error_rate(np.tile(wrong, times), np.tile(words, times)) for times in (1, 50))
+    assert few["wer"] == many["wer"] == 4 / 30 and (few["n"], many["n"]) == (6, 300)
+    assert 0 == few["low"] < many["low"] < 4 / 30 < many["high"] < few["high"]
+    assert word_error_rate(wrong - 1, words)["wer"] == -2 / 30

@@ -18,12 +18,14 @@ from export.nano.split import read_split
 CONFIG = vocabulary.FOLDER
 _IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
 # How often each kind of sequence is drawn.
-MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 24.0}
+MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 48.0}
 SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 3.0, "follow_aloud": 2.0}
 ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask
 _TYPED_SHARE = 0.15  # of the turns of a conversation
+_QUESTIONS = 6  # at most about one picture
+_SPOKEN_SHARE = 0.4  # of those that were recorded
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,12 @@ def read_library(folder: Path, run: Path, names: tuple[str, ...]) -> Library:
 class Composer:
     """Draws training sequences of each kind."""
 
-    def __init__(self, stock: Library, config: ModelConfig, typed_share: float = _TYPED_SHARE) -> None:
-        """`typed_share` of the turns of a conversation are typed instead of spoken."""
-        self.stock, self.config, self.typed_share = stock, config, typed_share
+    def __init__(
+        self, stock: Library, config: ModelConfig, typed_share: float = _TYPED_SHARE, questions: int = _QUESTIONS
+    ) -> None:
+        """`typed_share` of the turns of a conversation are typed instead of spoken; up to `questions` are asked about
+        one picture."""
+        self.stock, self.config, self.typed_share, self.questions = stock, config, typed_share, questions
         self.writer = Writer(CONFIG, config.codebook_sizes)
         self.split = read_split()
 
@@ -112,8 +117,10 @@ class Composer:
                 self.writer.answer(sequence, self._spaced(answer))
             case "reply":
                 self._reply(rng, sequence)
+            case "look":
+                return sequence, self._look(rng, sequence)
             case _:
-                return sequence, self._look(rng, sequence, aloud=kind == "look_aloud")
+                return sequence, self._look_aloud(rng, sequence)
         return sequence, None
 
     @staticmethod
@@ -156,7 +163,7 @@ class Composer:
             else:
                 self.writer.hear(sequence, item.codes(rng))
             codes = rng.choice(spoken).codes(rng) if aloud and spoken and all(recorded) else None
-            self.writer.answer(sequence, self._spaced(item.recording.clip.answer), codes, last)
+            self.writer.answer(sequence, self._spaced(item.recording.clip.answer), codes, last, learn=last)
             if not last:
                 self.writer.text(sequence, "<C_Q>")
 
@@ -194,32 +201,47 @@ class Composer:
             )
         self.writer.answer(sequence, self._spaced(answer.recording.clip.text), answer.codes(rng))
 
-    def _look(self, rng: Random, sequence: Sequence, aloud: bool) -> pictures.Picture:
-        """A question about a picture; `aloud`: one whose answer was recorded, if one of a few pictures has such."""
+    def _look(self, rng: Random, sequence: Sequence) -> pictures.Picture:
+        """Questions about one picture, one after the other."""
         picture = pictures.draw_picture(rng)
-        choices = pictures.questions(picture)
-        for _ in range(4 if aloud else 0):
+        asked = pictures.draw_questions(rng, pictures.questions(picture), rng.randint(1, self.questions))
+        for i, (question, answer) in enumerate(asked):
+            if i > 0:
+                self.writer.text(sequence, "<C_Q>")
+            self._ask(rng, sequence, question, picture if i == 0 else None)
+            self.writer.answer(sequence, self._spaced(answer), last=i == len(asked) - 1)
+        return picture
+
+    def _look_aloud(self, rng: Random, sequence: Sequence) -> pictures.Picture:
+        """A question about a picture whose answer was recorded, if one of a few pictures has such."""
+        for _ in range(5):
+            picture = pictures.draw_picture(rng)
+            choices = pictures.questions(picture)
             if recorded := [pair for pair in choices if pair[1] in self.stock.by_answer]:
                 choices = recorded
                 break
-            picture = pictures.draw_picture(rng)
-            choices = pictures.questions(picture)
         question, answer = pictures.draw_question(rng, choices)
-        vision = self.config.vision
-        rows = pictures.patches(picture.pixels, vision.image_mean, vision.image_std)
-        show = partial(self.writer.see, sequence, torch.from_numpy(rows).float(), _IMAGE_TOKENS)
-        spoken = self.stock.about_pictures.get(question)
-        if spoken and rng.random() < 0.6:
-            ask = partial(self.writer.hear, sequence, rng.choice(spoken).codes(rng))
-            # A person may speak before or after the picture is there; typed words always follow it.
-            parts = [show, ask] if rng.random() < 0.5 else [ask, show]
-        else:
-            parts = [show, partial(self.writer.text, sequence, question)]
-        for part in parts:
-            part()
-        recordings = self.stock.by_answer.get(answer, []) if aloud else []
+        self._ask(rng, sequence, question, picture)
+        recordings = self.stock.by_answer.get(answer)
         self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture
+
+    def _ask(self, rng: Random, sequence: Sequence, question: str, picture: pictures.Picture | None) -> None:
+        """The question, spoken or typed, beside the picture if there is one to show."""
+        spoken = self.stock.about_pictures.get(question)
+        if spoken and rng.random() < _SPOKEN_SHARE:
+            ask = partial(self.writer.hear, sequence, rng.choice(spoken).codes(rng))
+        else:
+            spoken, ask = None, partial(self.writer.text, sequence, question)
+        parts = [ask]
+        if picture is not None:
+            vision = self.config.vision
+            rows = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
+            show = partial(self.writer.see, sequence, rows, _IMAGE_TOKENS)
+            # A person may speak before or after the picture is there; typed words always follow it.
+            parts = [ask, show] if spoken and rng.random() < 0.5 else [show, ask]
+        for part in parts:
+            part()
 
     def batch(self, rng: Random, mix: dict[str, float]) -> tuple[Batch, list[pictures.Picture]]:
         """Full rows of sequences, their kinds drawn by the weights of `mix`; the pictures in the order of the batch."""

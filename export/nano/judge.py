@@ -44,14 +44,10 @@ class Judge:
         )
         return words(" ".join(segment.text for segment in segments))
 
-    def error_rate(self, spoken: Iterable[tuple[np.ndarray, int, str]]) -> float:
-        """Word error rate of (waveform, rate, what was to be said)."""
-        wrong = total = 0
-        for wave, rate, text in spoken:
-            want = words(text)
-            wrong += distance(want, self.hear(wave, rate))
-            total += len(want)
-        return wrong / max(total, 1)
+    def errors(self, spoken: Iterable[tuple[np.ndarray, int, str]]) -> np.ndarray:
+        """Wrong words, and words in all, of each (waveform, rate, what was to be said): [n, 2]."""
+        wanted = [(words(text), self.hear(wave, rate)) for wave, rate, text in spoken]
+        return np.array([(distance(want, got), len(want)) for want, got in wanted])
 
 
 @cache

@@ -177,7 +177,8 @@ def evaluate(trainer: LanguageTrainer, composer: Composer, tests: dict[str, Libr
                 right = exact(predict(trainer, sequences, pad))
                 figures[f"{name.removeprefix('test_')}_{task}"] = sum(right) / len(right)
     rng = Random(13)
-    right = exact(predict(trainer, [composer.draw(rng, "look")[0] for _ in range(most)], pad))
+    looker = Composer(Library(), composer.config, questions=1)
+    right = exact(predict(trainer, [looker.draw(rng, "look")[0] for _ in range(4 * most)], pad))
     trainer.train()
     return figures | {"look": sum(right) / len(right)}
 

@@ -4,7 +4,7 @@ Drawn on the fly from a random source. Digits are scikit-learn's 8 x 8 handwriti
 fifth of which is held out; held-out shapes and signs come from other seeds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
 
@@ -26,6 +26,7 @@ _COLORS = {
     "orange": (240, 135, 30),
 }
 _GROUNDS = ((25, 25, 30), (90, 90, 95), (150, 140, 130), (60, 75, 70))
+_CLEAR = 1.3  # how many times as large, or as far off, something has to be to be called the biggest, or on the left
 KINDS: list[str] = ["nothing", *domain.SHAPES, "digit", "sign"]
 
 
@@ -135,23 +136,27 @@ def _place_shapes(rng: Random, count: int) -> list[Shape]:
     return shapes
 
 
-def _camera(rng: Random, image: Image.Image) -> np.ndarray:
-    """Perspective, blur, exposure, noise."""
+def _camera(rng: Random, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Perspective, blur, exposure, noise; the pixels, and the matrix [3, 3] that moves a point with the perspective."""
+    moved = np.eye(3)
     if rng.random() < 0.5:
         tilt = [rng.uniform(-0.0004, 0.0004) for _ in range(2)]
         shear = [rng.uniform(-0.06, 0.06) for _ in range(2)]
         centre = -SIZE / 2
-        image = image.transform(
-            image.size,
-            Image.Transform.PERSPECTIVE,
-            (1, shear[0], shear[0] * centre, shear[1], 1, shear[1] * centre, *tilt),
-            Image.Resampling.BILINEAR,
-        )
+        origins = (1, shear[0], shear[0] * centre, shear[1], 1, shear[1] * centre, *tilt)
+        image = image.transform(image.size, Image.Transform.PERSPECTIVE, origins, Image.Resampling.BILINEAR)
+        moved = np.linalg.inv(np.reshape((*origins, 1), (3, 3)))  # `origins` says where each pixel comes from
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 1.0)))
     pixels = np.asarray(image, np.float32) * rng.uniform(0.75, 1.15) + rng.uniform(-15, 15)
     noise = np.random.default_rng(rng.getrandbits(63)).standard_normal(pixels.shape, np.float32)
-    return np.clip(pixels + noise * np.float32(rng.uniform(0, 10)), 0, 255).astype(np.uint8)
+    return np.clip(pixels + noise * np.float32(rng.uniform(0, 10)), 0, 255).astype(np.uint8), moved
+
+
+def _moved(shape: Shape, matrix: np.ndarray) -> Shape:
+    """The shape where the camera sees its centre, inside the picture."""
+    x, y, w = matrix @ (shape.x, shape.y, 1)
+    return replace(shape, x=min(max(x / w, 0.0), SIZE - 1.0), y=min(max(y / w, 0.0), SIZE - 1.0))
 
 
 def _canvas(rng: Random) -> Image.Image:
@@ -162,7 +167,8 @@ def draw_shapes(rng: Random, count: int) -> Picture:
     """A picture of up to `count` shapes."""
     image, shapes = _canvas(rng), _place_shapes(rng, count)
     _draw_shapes(rng, ImageDraw.Draw(image), shapes)
-    return Picture(_camera(rng, image), tuple(shapes))
+    pixels, moved = _camera(rng, image)
+    return Picture(pixels, tuple(_moved(shape, moved) for shape in shapes))
 
 
 def draw_digit(rng: Random, heldout: bool) -> Picture:
@@ -176,7 +182,7 @@ def draw_digit(rng: Random, heldout: bool) -> Picture:
     image = _canvas(rng)
     ink = Image.new("RGB", glyph.size, _jitter(rng, rng.choice(((250, 250, 250), (235, 210, 50), (240, 150, 60)))))
     image.paste(ink, (rng.randint(0, SIZE - glyph.size[0]), rng.randint(0, SIZE - glyph.size[1])), glyph)
-    return Picture(_camera(rng, image), digit=int(labels[index]))
+    return Picture(_camera(rng, image)[0], digit=int(labels[index]))
 
 
 def draw_sign(rng: Random) -> Picture:
@@ -189,7 +195,7 @@ def draw_sign(rng: Random) -> Picture:
     draw.rectangle((x - 6, y - 6, x + right - left + 6, y + bottom - top + 6), fill=plate)
     ink = (15, 15, 20) if sum(plate) > 450 else (250, 250, 250)
     draw.text((x - left, y - top), word.upper(), font=font, fill=ink)
-    return Picture(_camera(rng, image), sign=word)
+    return Picture(_camera(rng, image)[0], sign=word)
 
 
 def draw_picture(rng: Random, heldout: bool = False) -> Picture:
@@ -214,11 +220,15 @@ def _a(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' and not words.startswith('one') else 'a'} {words}"
 
 
-def _side(shape: Shape) -> str:
+def _side(shape: Shape) -> str | None:
+    """Where it clearly is; None between two places."""
     dx, dy = shape.x - SIZE / 2, shape.y - SIZE / 2
-    if max(abs(dx), abs(dy)) < SIZE / 8:
+    near, far = sorted((abs(dx), abs(dy)))
+    if far < SIZE / 10:
         return "in the middle"
-    if abs(dx) >= abs(dy):
+    if far < SIZE / 6 or far < _CLEAR * near:
+        return None
+    if abs(dx) == far:
         return "on the left" if dx < 0 else "on the right"
     return "on the top" if dy < 0 else "on the bottom"
 
@@ -247,7 +257,8 @@ def _by_kind(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
         found.append((f"how many {_plural(kind)} are there", _count(len(those), kind, _plural(kind))))
         if len(those) == 1:
             found.append((f"what color is the {kind}", f"the {kind} is {those[0].color}"))
-            found.append((f"where is the {kind}", f"the {kind} is {_side(those[0])}"))
+            if side := _side(those[0]):
+                found.append((f"where is the {kind}", f"the {kind} is {side}"))
     return found
 
 
@@ -266,9 +277,9 @@ def _by_size(shapes: tuple[Shape, ...]) -> list[tuple[str, str]]:
         return []
     order = sorted(shapes, key=lambda s: s.radius)
     found = []
-    if order[-1].radius > 1.3 * order[-2].radius:
+    if order[-1].radius > _CLEAR * order[-2].radius:
         found.append(("which shape is the biggest", f"the {order[-1].kind} is the biggest"))
-    if order[0].radius < order[1].radius / 1.3:
+    if order[0].radius < order[1].radius / _CLEAR:
         found.append(("which shape is the smallest", f"the {order[0].kind} is the smallest"))
     return found
 
@@ -277,6 +288,28 @@ def draw_question(rng: Random, pairs: list[tuple[str, str]]) -> tuple[str, str]:
     """One of the questions with its answer; what is not there is asked for less often than what is."""
     weights = [0.2 if answer.startswith("there are no ") else 1.0 for _, answer in pairs]
     return rng.choices(pairs, weights)[0]
+
+
+def draw_questions(rng: Random, pairs: list[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """Up to `count` different ones, each form of question as often as the others, whatever its words name."""
+    left: dict[str, list[tuple[str, str]]] = {}
+    for pair in pairs:
+        left.setdefault(_form(pair[0]), []).append(pair)
+    drawn: list[tuple[str, str]] = []
+    while left and len(drawn) < count:
+        form = rng.choice(list(left))
+        drawn.append(draw_question(rng, left[form]))
+        left[form].remove(drawn[-1])
+        if not left[form]:
+            del left[form]
+    return drawn
+
+
+def _form(question: str) -> str:
+    """The question with COLOR and KIND for the words that name them."""
+    names: dict[str, str] = dict.fromkeys(domain.COLORS, "COLOR")
+    names |= {form: "KIND" for kind in domain.SHAPES for form in (kind, _plural(kind))}
+    return " ".join(names.get(word, word) for word in question.split())
 
 
 def patches(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:

@@ -110,15 +110,20 @@ class Writer:
         if which is not None:
             self.text(sequence, "<B_SYS>" + vocabulary.SYSTEM_PROMPTS[which])
 
-    def answer(self, sequence: Sequence, text: str, spoken: Tensor | None = None, last: bool = True) -> None:
-        """The assistant's turn: text, its speech if given, and the end of the reply if it is the last turn."""
+    def answer(
+        self, sequence: Sequence, text: str, spoken: Tensor | None = None, last: bool = True, learn: bool = True
+    ) -> None:
+        """The assistant's turn: text and its speech if given. The token that ends the reply is always to be predicted,
+        but stands there only after the last turn."""
         self.text(sequence, ("<audiotext_start_baichuan>" if spoken is not None else "") + "<C_A>")
-        self.text(sequence, text, learn=last)
+        self.text(sequence, text, learn)
         if spoken is not None:
-            self.text(sequence, "<audiogen_start_baichuan>", learn=last)
-            self.say(sequence, spoken, learn=last)
+            self.text(sequence, "<audiogen_start_baichuan>", learn)
+            self.say(sequence, spoken, learn)
         if last:
-            self.text(sequence, vocabulary.EOS, learn=True)
+            self.text(sequence, vocabulary.EOS, learn)
+        elif learn:
+            sequence.labels[-1] = self.token(vocabulary.EOS)
 
     def refuse(self, sequence: Sequence, spoken: bool) -> None:
         """The assistant's turn where nobody asked anything: the noise marker and the end, whether in speech or text."""
