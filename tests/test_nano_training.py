@@ -141,7 +141,7 @@ def test_decoder_and_flow_learn_from_a_batch(folder, tmp_path):
     assert torch.equal(again.network.final_proj.weight, stage.network.final_proj.weight)
 
 
-def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(folder, tmp_path):
+def test_the_vocoder_learns_from_a_batch_and_goes_on_from_sampled_mels(folder, tmp_path, monkeypatch):
     from export.nano import training
 
     torch.manual_seed(0)
@@ -149,15 +149,17 @@ def test_the_vocoder_learns_from_a_batch_with_and_without_the_discriminator(fold
     voice = vocoder_stage.TargetVoice(corpus.recordings(folder / "answers")[:8], tmp_path / "f0.npz", stage.bins)
     piece = voice.draw(Random(0), 2, 10)
     assert piece.wave.shape[1] == 480 * piece.mel.shape[2] and float((piece.f0 > 0).float().mean()) > 0.3
-    losses = [float(stage.train_step(piece, adversarial=False)["spectrum"]) for _ in range(4)]
+    losses = [float(stage.train_step(piece)["spectrum"]) for _ in range(4)]
     assert losses[-1] < losses[0]
-    assert float(stage.train_step(piece, adversarial=True)["judge"]) > 0
-    kept = stage.hift.conv_pre.weight_v.clone()
-    training.set_rate(stage.pitch_optimizer, 1e-4)
-    pitches = [float(stage.pitch_step(piece)["pitch"]) for _ in range(20)]
-    assert pitches[-1] < pitches[0] and torch.equal(stage.hift.conv_pre.weight_v, kept)
     stage.save()
-    assert vocoder_stage.VocoderTrainer(tmp_path).step == stage.step == 25
+    # Steps five and six of six are in the second half, which meets what the decoder stage has left.
+    training.save_state(tmp_path / vocoder_stage.PREDICTED, mels=[torch.zeros(80, 30, dtype=torch.bfloat16)])
+    met: list[int] = []
+    drawn = vocoder_stage.TargetVoice.draw_predicted
+    monkeypatch.setattr(vocoder_stage, "_SAMPLED", 1.0)
+    monkeypatch.setattr(vocoder_stage.TargetVoice, "draw_predicted", lambda *given: met.append(1) or drawn(*given))
+    vocoder_stage.train(folder, tmp_path, 6)
+    assert vocoder_stage.VocoderTrainer(tmp_path).step == 6 and len(met) == 2
 
 
 def test_two_stretches_of_noise_are_alike_in_bands_and_not_in_bins():
@@ -395,9 +397,11 @@ def test_an_untrained_checkpoint_can_be_examined_and_answers_nothing_right(folde
     assemble.write_checkpoint(model, vocoder, tmp_path / "checkpoint")
     monkeypatch.setattr(evaluation, "_MOST", 2)
     examiner = evaluation.Examiner(tmp_path, tmp_path / "checkpoint")
-    figures = evaluation.hearing(examiner) | evaluation.looking(examiner)
+    figures = evaluation.hearing(examiner) | evaluation.reading(examiner) | evaluation.looking(examiner)
     assert figures["test_espeak answered"]["share"] == 0 and figures["test_noises marked"]["n"] == 2
     assert figures["test_espeak followed"]["n"] == 1 and figures["looking"]["n"] == 8
+    assert figures["typed answered"]["share"] == figures["typed followed"]["share"] == 0
+    assert figures["looking again"]["n"] == 2
     frames = examiner.utter(torch.zeros(256), examiner.write(sequence_of(examiner), ("<C_A>",))[2])
     wave = examiner.speak(torch.zeros(3, 8, dtype=torch.long))
     assert len(frames) <= 80 and wave.shape == (480 * 11,)

@@ -1,7 +1,8 @@
 """Measures a checkpoint on what was held out: python -m export.nano.evaluation DATA_FOLDER CHECKPOINT [FIGURE ...].
 
 Figures: `vocoder` (mel of recordings to speech), `voice` (codes of recordings to speech), `hearing` (answers,
-transcriptions, noise markers, follow-ups), `looking`, `speaking` (question in, speech out). Shares carry 95 % Wilson
+transcriptions, noise markers, follow-ups), `reading` (the same questions typed), `looking`, `speaking` (question in,
+speech out). Shares carry 95 % Wilson
 intervals, word error rates 95 % bootstrap intervals over the clips (Efron 1979); they stand beside the recogniser's
 own on the recordings.
 """
@@ -180,11 +181,19 @@ def voice(examiner: Examiner) -> dict[str, dict[str, float]]:
     return {"voice": word_error_rate(*examiner.errors(made()).T)}
 
 
-def _ask(examiner: Examiner, recording: Recording, answer: str, spoken: bool = False) -> Sequence:
-    """A heard question; with the answer to be predicted, unless it is to be spoken."""
-    sequence = Sequence()
+def _put(examiner: Examiner, sequence: Sequence, recording: Recording, typed: bool) -> None:
+    """The user's turn, heard or typed."""
     examiner.writer.text(sequence, "<C_Q>")
-    examiner.writer.hear(sequence, examiner.encode(recording))
+    if typed:
+        examiner.writer.text(sequence, recording.clip.text)
+    else:
+        examiner.writer.hear(sequence, examiner.encode(recording))
+
+
+def _ask(examiner: Examiner, recording: Recording, answer: str, spoken: bool = False, typed: bool = False) -> Sequence:
+    """A question; with the answer to be predicted, unless it is to be spoken."""
+    sequence = Sequence()
+    _put(examiner, sequence, recording, typed)
     if spoken:
         examiner.writer.text(sequence, "<audiotext_start_baichuan><C_A>")
     else:
@@ -192,13 +201,11 @@ def _ask(examiner: Examiner, recording: Recording, answer: str, spoken: bool = F
     return sequence
 
 
-def _follow(examiner: Examiner, first: Recording, then: Recording) -> Sequence:
+def _follow(examiner: Examiner, first: Recording, then: Recording, typed: bool = False) -> Sequence:
     sequence = Sequence()
-    examiner.writer.text(sequence, "<C_Q>")
-    examiner.writer.hear(sequence, examiner.encode(first))
+    _put(examiner, sequence, first, typed)
     examiner.writer.answer(sequence, " " + first.clip.answer, last=False, learn=False)
-    examiner.writer.text(sequence, "<C_Q>")
-    examiner.writer.hear(sequence, examiner.encode(then))
+    _put(examiner, sequence, then, typed)
     examiner.writer.answer(sequence, " " + then.clip.answer)
     return sequence
 
@@ -231,7 +238,7 @@ def _commands(examiner: Examiner, name: str, found: list[Recording]) -> dict[str
     sums = [ok for ok, r in zip(right, found, strict=True) if r.clip.intent in ("add", "sub", "mul", "half")]
     marker = examiner.writer.token(vocabulary.NOISE_MARKER)
     written = examiner.predict([_transcribe(examiner, r) for r in found])
-    pairs = [(a, b) for a, b in pairwise(corpus.recordings(examiner.folder / name)) if b.clip.turn == 1][:_MOST]
+    pairs = _pairs(examiner, name)
     tokens = [a == b for best, labels in written for a, b in zip(best, labels, strict=True)]
     figures = {
         "answered": _share(right),
@@ -247,25 +254,55 @@ def _commands(examiner: Examiner, name: str, found: list[Recording]) -> dict[str
     return figures
 
 
+def _pairs(examiner: Examiner, name: str) -> list[tuple[Recording, Recording]]:
+    """Questions with their follow-ups."""
+    found = corpus.recordings(examiner.folder / name)
+    return [(first, then) for first, then in pairwise(found) if then.clip.turn == 1][:_MOST]
+
+
+def reading(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Unseen sentences and follow-ups as `hearing` asks them, typed."""
+    found = unseen(examiner.clips("test_espeak"))[:_MOST]
+    asked = [_ask(examiner, r, " " + r.clip.answer, typed=True) for r in found]
+    followed = [_follow(examiner, *pair, typed=True) for pair in _pairs(examiner, "test_espeak")]
+    sequences = {"typed answered": asked, "typed followed": followed}
+    return {name: _share(exact(examiner.predict(some))) for name, some in sequences.items()}
+
+
 def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
-    """Typed questions about fresh pictures, digits being held-out ones, by the kind of question."""
+    """Typed questions about fresh pictures, digits being held-out ones, by the kind of question; and questions that
+    follow up to three others about the same picture, with their right answers."""
     rng, by_kind = Random(10_000), {}
-    vision, asked = examiner.config.vision, []
     for _ in range(4 * _MOST):
         picture = pictures.draw_picture(rng, heldout=True)
-        question, answer = pictures.draw_question(rng, pictures.questions(picture))
-        sequence = Sequence()
-        examiner.writer.text(sequence, "<C_Q>")
-        patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
-        examiner.writer.see(sequence, patches, (pictures.SIZE // pictures.CELL) ** 2)
-        examiner.writer.text(sequence, question)
-        examiner.writer.answer(sequence, " " + answer)
+        pair = pictures.draw_question(rng, pictures.questions(picture))
         kinds = ("how many", "color", "digit", "number", "say", "word", "where")
-        asked.append((next((kind for kind in kinds if kind in question), "shape"), sequence))
-    everything = exact(examiner.predict([sequence for _, sequence in asked]))
-    for (kind, _), right in zip(asked, everything, strict=True):
-        by_kind.setdefault(f"looking {kind}", []).append(right)
-    return {kind: _share(rights) for kind, rights in sorted(by_kind.items())} | {"looking": _share(everything)}
+        kind = next((kind for kind in kinds if kind in pair[0]), "shape")
+        by_kind.setdefault(f"looking {kind}", []).append(_look(examiner, picture, [pair]))
+    rights = {kind: exact(examiner.predict(asked)) for kind, asked in sorted(by_kind.items())}
+    rights["looking"] = [right for some in rights.values() for right in some]
+    again = []
+    while len(again) < _MOST:
+        picture = pictures.draw_picture(rng, heldout=True)
+        pairs = pictures.draw_questions(rng, pictures.questions(picture), rng.randint(2, 4))
+        if len(pairs) > 1:
+            again.append(_look(examiner, picture, pairs))
+    rights["looking again"] = exact(examiner.predict(again))
+    return {kind: _share(right) for kind, right in rights.items()}
+
+
+def _look(examiner: Examiner, picture: pictures.Picture, pairs: list[tuple[str, str]]) -> Sequence:
+    """Typed questions about one picture, the last of which is to be answered."""
+    sequence, vision = Sequence(), examiner.config.vision
+    for i, (question, answer) in enumerate(pairs):
+        examiner.writer.text(sequence, "<C_Q>")
+        if i == 0:
+            patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
+            examiner.writer.see(sequence, patches, (pictures.SIZE // pictures.CELL) ** 2)
+        examiner.writer.text(sequence, question)
+        last = i == len(pairs) - 1
+        examiner.writer.answer(sequence, " " + answer, last=last, learn=last)
+    return sequence
 
 
 def speaking(examiner: Examiner) -> dict[str, dict[str, float]]:
@@ -287,6 +324,7 @@ FIGURES: dict[str, Callable[[Examiner], dict[str, dict[str, float]]]] = {
     "vocoder": vocoder,
     "voice": voice,
     "hearing": hearing,
+    "reading": reading,
     "looking": looking,
     "speaking": speaking,
 }

@@ -225,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=9000)
     parser.add_argument("--speech-from", type=int, default=500)
     parser.add_argument("--pictures-from", type=int, default=2600)
     parser.add_argument("--rate", type=float, default=_PEAK, help="peak learning rate")

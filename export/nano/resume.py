@@ -4,7 +4,7 @@ The inverse of `assemble`, so that a stage can be trained further without the st
 vision tower count as done; decoder, vocoder and language model stand at step 0 with the checkpoint's weights, for a
 run with steps and a learning rate of its own: `decoder_stage --steps 0 --flow-steps 0` only samples mels for the
 vocoder, `language_stage --speech-from 0 --pictures-from 0` trains on everything at once. What a checkpoint does not
-hold, label heads, discriminator, optimizers and running means, starts anew.
+hold, label heads, optimizers and running means, starts anew.
 """
 
 import argparse
