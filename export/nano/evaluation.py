@@ -2,9 +2,8 @@
 
 Figures: `vocoder` (mel of recordings to speech), `voice` (codes of recordings to speech), `hearing` (answers,
 transcriptions, noise markers, follow-ups), `reading` (the same questions typed), `looking`, `speaking` (question in,
-speech out). Shares carry 95 % Wilson
-intervals, word error rates 95 % bootstrap intervals over the clips (Efron 1979); they stand beside the recogniser's
-own on the recordings.
+speech out). Shares carry 95 % Wilson intervals, word error rates 95 % bootstrap intervals over the clips (Efron 1979);
+these stand beside the recogniser's own on the recordings.
 """
 
 import argparse
@@ -38,7 +37,8 @@ def interval(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (1927)."""
     z, p = 1.96, right / n
     centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    low, high = (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+    return max(0.0, low), min(1.0, high)  # at 0 and 1 rounding may step over the end
 
 
 class Examiner:
@@ -271,7 +271,7 @@ def reading(examiner: Examiner) -> dict[str, dict[str, float]]:
 
 def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
     """Typed questions about fresh pictures, digits being held-out ones, by the kind of question; and questions that
-    follow up to three others about the same picture, with their right answers."""
+    follow one to three others about the same picture, to which the right answers were given."""
     rng, by_kind = Random(10_000), {}
     for _ in range(4 * _MOST):
         picture = pictures.draw_picture(rng, heldout=True)

@@ -113,8 +113,8 @@ class Writer:
     def answer(
         self, sequence: Sequence, text: str, spoken: Tensor | None = None, last: bool = True, learn: bool = True
     ) -> None:
-        """The assistant's turn: text and its speech if given. The token that ends the reply is always to be predicted,
-        but stands there only after the last turn."""
+        """The assistant's turn: text and its speech if given, to be predicted if `learn`. So is the token that ends the
+        reply, which stands there only after the last turn."""
         self.text(sequence, ("<audiotext_start_baichuan>" if spoken is not None else "") + "<C_A>")
         self.text(sequence, text, learn)
         if spoken is not None:
