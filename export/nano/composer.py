@@ -214,17 +214,18 @@ class Composer:
 
     def _look_aloud(self, rng: Random, sequence: Sequence) -> pictures.Picture:
         """A question about a picture whose answer was recorded, if one of a few pictures has such."""
-        for _ in range(5):
-            picture = pictures.draw_picture(rng)
-            choices = pictures.questions(picture)
-            if recorded := [pair for pair in choices if pair[1] in self.stock.by_answer]:
-                choices = recorded
-                break
-        question, answer = pictures.draw_question(rng, choices)
+        picture, tries = pictures.draw_picture(rng), 1
+        while not (recorded := self._answers_recorded(picture)) and tries < 5:
+            picture, tries = pictures.draw_picture(rng), tries + 1
+        question, answer = pictures.draw_question(rng, recorded or pictures.questions(picture))
         self._ask(rng, sequence, question, picture)
         recordings = self.stock.by_answer.get(answer)
         self.writer.answer(sequence, self._spaced(answer), rng.choice(recordings).codes(rng) if recordings else None)
         return picture
+
+    def _answers_recorded(self, picture: pictures.Picture) -> list[tuple[str, str]]:
+        """The questions about it whose answers the target voice has said."""
+        return [pair for pair in pictures.questions(picture) if pair[1] in self.stock.by_answer]
 
     def _ask(self, rng: Random, sequence: Sequence, question: str, picture: pictures.Picture | None) -> None:
         """The question, spoken or typed, beside the picture if there is one to show."""
