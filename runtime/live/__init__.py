@@ -1,0 +1,1 @@
+"""Holds a conversation in real time: listens while it speaks."""
