@@ -1,18 +1,18 @@
 """A model that takes the time of the specification's cost table and says what it is told to, for a virtual clock."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, TextDelta
+from runtime.events import AudioChunk, Event, Finish, TextDelta
 from runtime.live.clock import VirtualClock
 from runtime.live.duplex import Duplex
 from runtime.live.events import LiveEvent, ReplyEnded, Transition, Verdict
 from runtime.live.player import Player
-from runtime.live.settings import HOP, HOP_MS, Settings
+from runtime.live.settings import DEFAULTS, HOP, HOP_MS, Settings
 
 ENCODE, ENCODE_SECOND, PREFILL, DECODE, FRAME, LOOK = 20.0, 8.0, 0.5, 20.0, 30.0, 60.0
 CODE_MS = 80
@@ -117,15 +117,15 @@ class SimulatedModel:
         yield from self._piece(DECODE)
         return verdict, 0.9
 
-    def reply(self, spoken: bool) -> Generator[Any, None, str]:
+    def reply(self, spoken: bool) -> Generator[Event | None, None, Finish]:
         return self._reply(self.listen, spoken)
 
-    def reply_in_text(self) -> Generator[Any, None, str]:
+    def reply_in_text(self) -> Generator[Event | None, None, Finish]:
         if "answer" in self.speak:
             del self.speak[len(self.speak) - 1 - self.speak[::-1].index("answer") :]
         return self._reply(self.speak, False)
 
-    def _reply(self, rows: list[str], spoken: bool) -> Generator[Any, None, str]:
+    def _reply(self, rows: list[str], spoken: bool) -> Generator[Event | None, None, Finish]:
         number = self.replies
         self.replies += 1
         rows.append("answer")
@@ -228,10 +228,10 @@ class Ran:
         return bool(np.abs(self.played[int(start * 24) : int(end * 24)]).max(initial=0) > 0)
 
 
-Spans = list[tuple[float, float]]
+Spans = Sequence[tuple[float, float]]
 
 
-def begin(script: Script | None = None, settings: Settings = Settings(), echo: Any = None, context: int = 100_000):
+def begin(script: Script | None = None, settings: Settings = DEFAULTS, echo: Any = None, context: int = 100_000):
     clock, player = VirtualClock(), Player()
     model = SimulatedModel(clock, script or Script(), context)
     return Duplex(model, Loud(), player, clock, settings, echo), model, player
@@ -239,12 +239,12 @@ def begin(script: Script | None = None, settings: Settings = Settings(), echo: A
 
 def run(
     until: float,
-    speech: Spans = [],
+    speech: Spans = (),
     script: Script | None = None,
-    settings: Settings = Settings(),
-    echo: Spans = [],
-    frames: list[float] = [],
-    acts: list[tuple[float, Callable[[Duplex], None]]] = [],
+    settings: Settings = DEFAULTS,
+    echo: Spans = (),
+    frames: Sequence[float] = (),
+    acts: Sequence[tuple[float, Callable[[Duplex], None]]] = (),
     context: int = 100_000,
 ) -> Ran:
     """Hops up to `until` ms, voiced where a span holds their whole length; the loudspeaker takes 32 ms with each."""

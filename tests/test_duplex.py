@@ -1,4 +1,4 @@
-"""The live loop on a given clock, with the model of the specification's cost table: its scenarios, to the millisecond."""
+"""The live loop on a given clock, with a model that follows a cost table: the scenarios, to the millisecond."""
 
 import numpy as np
 import pytest
@@ -268,7 +268,7 @@ def test_a_hung_device_that_comes_back_after_a_second_ends_the_turn_and_nothing_
     for hop in range(1, 80):
         list(duplex.step(np.full(HOP, 0.1, np.float32), None, hop * 32.0))
     events = list(duplex.step(np.zeros(HOP, np.float32), None, 80 * 32.0 + 5000))
-    assert [event.event for event in events if isinstance(event, Transition)][0] == "V_END"
+    assert next(event.event for event in events if isinstance(event, Transition)) == "V_END"
 
 
 def test_nan_is_silence_and_a_chunk_of_another_length_is_refused() -> None:

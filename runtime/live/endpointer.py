@@ -1,9 +1,9 @@
-"""Probabilities of speech, hop by hop -> where speech begins, pauses, goes on and ends. Pure; time is what was heard."""
+"""Probabilities of speech, hop by hop -> where speech begins, pauses, goes on and ends. Pure; time is what is heard."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.live.settings import HOP_MS, Settings
+from runtime.live.settings import DEFAULTS, HOP_MS, Settings
 
 Kind = Literal["V_ON", "V_BLIP", "V_SOFT", "V_RES", "V_END", "V_CUT", "V_MAX", "PAUSE"]
 QUIET_DB = 6  # above the noise floor a hop is quiet enough to cut speech there
@@ -24,7 +24,7 @@ class Found:
 class Endpointer:
     """State of one turn: whether somebody speaks, the last voiced hop, how much was voiced, whether a pause is open."""
 
-    def __init__(self, settings: Settings = Settings()):
+    def __init__(self, settings: Settings = DEFAULTS):
         self.settings = settings
         self.floor_db = 0.0  # of the surroundings; falls at once, rises slowly
         self.extra_end = 0.0  # silence that is waited for beyond t_end

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# IDLE: nobody speaks. HEAR: a person does. GATE: they stopped, and whether it was meant for us is being judged. THINK: it
-# was, and the answer has no sound yet. SPEAK: it has. R_HEAR, R_GATE: the same as HEAR and GATE over an answer.
+# IDLE: nobody speaks. HEAR: a person does. GATE: they stopped, and whether it was meant for us is being judged.
+# THINK: it was, and the answer has no sound yet. SPEAK: it has. R_HEAR, R_GATE: as HEAR and GATE, over an answer.
 State = Literal["IDLE", "HEAR", "GATE", "THINK", "SPEAK", "R_HEAR", "R_GATE", "CLOSED"]
 Verdict = Literal["QUERY", "NOISE", "BACKCHANNEL", "ECHO", "STOP", "INCOMPLETE"]
 
@@ -55,7 +55,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class TurnTimes:
-    """When things happened in a turn that was answered aloud; first_audio_ms is when its first sound was ready to play."""
+    """When things happened in a turn that was answered aloud; first_audio_ms: its first sound could be played."""
 
     speech_end_ms: float
     soft_ms: float | None

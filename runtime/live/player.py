@@ -65,8 +65,9 @@ class Player:
         """The next samples [count] for the loudspeaker, silence where there are none."""
         with self._lock:
             out = np.zeros(count, np.float32)
-            tail, self._tail = self._tail[:count], self._tail[count:]
-            out[: len(tail)] += tail * _ramp(len(tail), 1.0, 0.0)
+            if len(self._tail):
+                tail, self._tail = self._tail[:count], self._tail[count:]
+                out[: len(tail)] += tail * _ramp(len(tail), 1.0, 0.0)
             if self.gen is not None and not self._held:
                 self._take_into(out)
             self._taken += count

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from runtime.errors import EdgeOmniError
 from runtime.live.clock import Clock
 
-# The person waits for sound; a verdict is wanted; sound is in hand for a while; pictures; what may be needed; what may be nice.
+# The person waits for sound; a verdict is wanted; sound is in hand; pictures; what may be needed; what may be nice.
 SOUND, JUDGE, MORE_SOUND, SEE, SPECULATE, TIDY = 1, 2, 3, 4, 5, 6
 LEARN = 0.3  # share of the newest piece in the estimate of what a piece costs
 

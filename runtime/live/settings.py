@@ -55,3 +55,6 @@ class Settings:
     underruns: int = 3  # within 10 s; more, and the same
     half_duplex: bool = False
     spoken: bool = True  # answers are spoken, if the bundle can
+
+
+DEFAULTS = Settings()

@@ -107,7 +107,7 @@ def _rows() -> tuple[Row, ...]:
         Row(28, ("R_GATE",), verdict(v), "", ("drop_listening", "resume"), BACK)
         for v in ("NOISE", "BACKCHANNEL", "ECHO")
     ]
-    return tuple(rows) + (
+    rows += [
         Row(29, ("R_GATE",), "G(INCOMPLETE)", "", ("pause", "wait"), "R_HEAR"),
         Row(29, ("R_HEAR",), "T_INCOMPLETE", "", ("rejudge",), "R_GATE"),
         Row(30, ("R_GATE",), "G_TO", "long speech over an answer", ("stop_reply", "answer"), "THINK"),
@@ -132,7 +132,8 @@ def _rows() -> tuple[Row, ...]:
         Row(37, ("IDLE",), "T_SESSION", "", ("close",), "CLOSED"),
         Row(38, ANSWERS, "STOP", "", ("stop_reply", "keep_heard"), "IDLE"),
         Row(38, OVER, "STOP", "", ("stop_reply", "keep_heard", "drop_listening"), "IDLE"),
-    )
+    ]
+    return tuple(rows)
 
 
 TABLE = _rows()
