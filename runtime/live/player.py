@@ -31,7 +31,7 @@ class Player:
         self.gen: int | None = None
         self._wave = EMPTY  # of the answer, from its beginning
         self._at = 0  # next sample of it to be taken
-        self._ended = self._held = self._starved = False
+        self._ended = self._held = self._starved = self._flushed = False
         self._fading = 0  # samples that are still to be faded out
         self._spans: deque[tuple[int, int, int]] = deque()  # taken before, position in the answer, samples
 
@@ -48,7 +48,7 @@ class Player:
     def write(self, samples: Wave, gen: int) -> bool:
         """Samples [n] of answer `gen`; False if another one is being heard."""
         with self._lock:
-            if gen != self.gen or self._fading:
+            if gen != self.gen or self._flushed:
                 self.stale += 1
                 return False
             self._wave = np.concatenate([self._wave, samples.astype(np.float32, copy=False)])
@@ -134,7 +134,7 @@ class Player:
             self._fading = self._fade_from = min(len(self._wave) - self._at, int(fade_ms * self.rate / 1000)) or 1
             if len(self._wave) == self._at:
                 self._fading = 0
-            self._held, self._ended = False, True
+            self._held, self._ended, self._flushed = False, True, True
             return heard
 
     def silence(self) -> None:
