@@ -33,6 +33,7 @@ from apps.options import (
     SuiteNames,
     Threads,
     TurnFiles,
+    VadName,
     Workers,
 )
 from runtime.errors import EdgeOmniError
@@ -41,6 +42,7 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "cv2": "camera",
     "ray": "cluster",
+    **dict.fromkeys(("sounddevice", "soxr", "livekit", "textual"), "talk"),
     **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
@@ -341,6 +343,76 @@ def chat(
         session.answer(text)
     else:
         session.run()
+
+
+@app.command()
+def talk(
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
+    ] = None,
+    mic: Annotated[str | None, typer.Option(help="Microphone, by number or a part of its name.")] = None,
+    speaker: Annotated[str | None, typer.Option(help="Loudspeaker, by number or a part of its name.")] = None,
+    camera: Annotated[str | None, typer.Option(help="Begin with this camera, or video file, on.")] = None,
+    list_devices: Annotated[bool, typer.Option("--list-devices", help="Show what devices there are.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Record two seconds, play them, say what is wrong.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show how turns are taken, and leave.")] = False,
+    push_to_talk: Annotated[bool, typer.Option("--push-to-talk", help="Listen only while space says so.")] = False,
+    half_duplex: Annotated[bool, typer.Option("--half-duplex", help="Do not listen while speaking.")] = False,
+    no_aec: Annotated[bool, typer.Option("--no-aec", help="No echo cancelling: for headphones.")] = False,
+    vad: Annotated[VadName, typer.Option(help="What tells speech from other sounds.")] = "auto",
+    system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    simulate: Annotated[
+        Path | None, typer.Option(metavar="FILE.wav", help="Hear this file instead of a microphone.")
+    ] = None,
+    frames: Annotated[
+        Path | None, typer.Option(metavar="DIR|VIDEO", help="See these pictures, one a second, with --simulate.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.wav", help="With --simulate: left the person, right the answers.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="With --simulate: each event, one JSON object a line.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="With --simulate: what ran when, for Perfetto.")
+    ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="With --simulate: do not wait for the file's time.")] = False,
+    seed: Seed = None,
+    greedy: Greedy = False,
+    as_json: Json = False,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+) -> None:
+    """Hold a live conversation by microphone, loudspeaker and camera; it may be interrupted by speaking."""
+    from apps import talk_command
+
+    if explain:
+        return emit(talk_command.explanation()) if as_json else talk_command.explain()
+    if list_devices:
+        found = talk_command.list_devices()
+        return emit(found) if as_json else talk_command.show_devices(found)
+    if check:
+        from apps.check_audio import check_audio
+
+        checked = check_audio(mic, speaker, note if as_json else print)
+        if as_json:
+            emit(checked)
+        raise typer.Exit(0 if checked["ok"] else 1)
+    given = {"--frames": frames, "--out": out, "--log": log, "--trace": trace}
+    if simulate is None and any(given.values()):
+        wanted = ", ".join(name for name, path in given.items() if path)
+        raise EdgeOmniError(f"{wanted} belongs to a simulated conversation; add --simulate FILE.wav")
+    chosen = talk_command.Chosen(vad, not no_aec, half_duplex, push_to_talk, system, seed, greedy)
+    if simulate is not None:
+        files = talk_command.Files(simulate, frames, out, log, trace)
+        talk_command.check_files(files)
+        engine = open_engine(bundle if bundle is not None else embedded(), threads, "right", no_cache)
+        record = talk_command.from_files(engine, chosen, files, fast, as_json)
+        return emit(record) if as_json else None
+    if not sys.stdout.isatty() or not sys.stdin.isatty():
+        raise EdgeOmniError("talk needs a terminal to show itself on; without one, use talk --simulate FILE.wav")
+    engine = open_engine(bundle if bundle is not None else embedded(), threads, "right", no_cache)
+    return talk_command.talk(engine, chosen, talk_command.Devices(mic, speaker, camera))
 
 
 @app.command()

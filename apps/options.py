@@ -7,6 +7,7 @@ import typer
 
 Profile = Literal["cpu", "cuda"]
 Compat = Literal["right", "official"]
+VadName = Literal["auto", "silero", "bundle", "energy"]
 
 Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgeomni export` wrote.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of a table.")]

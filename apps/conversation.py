@@ -1,0 +1,140 @@
+"""The one place where bundle, detector, echo, player, clock and duplex are put together."""
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from apps.options import VadName
+from runtime.audio import Wave
+from runtime.engine import Engine
+from runtime.live.clock import Clock
+from runtime.live.duplex import Duplex
+from runtime.live.echo import EchoCanceller, EchoTest
+from runtime.live.model import Model
+from runtime.live.player import Player
+from runtime.live.settings import HOP, Settings
+from runtime.live.vad import open_detector
+from runtime.trace import Trace
+
+
+@dataclass(frozen=True)
+class LiveParts:
+    """A conversation that can begin, and the parts of it that its edges need."""
+
+    duplex: Duplex
+    player: Player
+    clock: Clock
+    trace: Trace
+    ear: "Ear"
+    on_work: list[Callable[[], None]]  # called after each piece of work, when time may have passed
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How the model answers."""
+
+    system: str | None = None
+    seed: int | None = None
+    greedy: bool = False
+
+
+def open_live(
+    engine: Engine,
+    settings: Settings,
+    clock: Clock,
+    voice: Voice = Voice(),
+    vad: VadName = "auto",
+    aec: bool = True,
+    echo_test: bool = True,
+) -> LiveParts:
+    """Everything but the devices, every graph opened.
+
+    Raises:
+        EdgeOmniError: the bundle cannot hear, has not the detector that was asked for, or no canceller is installed.
+    """
+    from runtime.live.branches import Branches
+
+    engine.open_all()
+    trace, player, on_work = Trace(), Player(), []
+    branches = Branches(engine, voice.system, voice.seed, voice.greedy)
+    ear = Ear(EchoCanceller() if aec else None, EchoTest() if echo_test else None)
+    model = cast(Model, Metered(branches, clock, trace, on_work))
+    duplex = Duplex(model, open_detector(vad, engine), player, clock, settings, ear)
+    return LiveParts(duplex, player, clock, trace, ear, on_work)
+
+
+class Ear:
+    """A hop of the microphone on its way to the duplex: its echo is cancelled, and the test sees it as it was."""
+
+    def __init__(self, canceller: EchoCanceller | None, test: EchoTest | None):
+        self._canceller, self._test = canceller, test
+        self._raw = silence()
+
+    def hear(self, microphone: Wave, reference: Wave) -> Wave:
+        """Microphone [512] and what was played in the same hop -> what the duplex hears."""
+        self._raw = microphone
+        if self._test is not None:
+            self._test.note_reference(reference)
+        return microphone if self._canceller is None else self._canceller.process(microphone, reference)
+
+    def suspicious(self, _chunk: Wave, /) -> bool:
+        """Whether the newest hop, before its echo was cancelled, looks like our own voice."""
+        return self._test is not None and self._test.suspicious(self._raw)
+
+
+class Metered:
+    """A model whose every piece of work is a span of the trace."""
+
+    def __init__(self, model: Any, clock: Clock, trace: Trace, on_work: list[Callable[[], None]]):
+        self._model, self._clock, self._trace, self._on_work = model, clock, trace, on_work
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._model, name)
+        if not callable(value):
+            return value
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self._measured(name):
+                result = value(*arguments, **named)
+            return self._pieces(name, result) if isinstance(result, Generator) else result
+
+        return call
+
+    def _pieces(self, name: str, work: Generator[Any, None, Any]) -> Generator[Any, None, Any]:
+        ended = False
+        try:
+            while True:
+                with self._measured(name):
+                    try:
+                        piece = next(work)
+                    except StopIteration as stop:
+                        ended = True
+                        return stop.value
+                yield piece
+        except GeneratorExit:
+            work.close()
+            raise
+        except BaseException as error:
+            ended = True
+            self._trace.instant(name, "failed", self._clock.now(), error=repr(error))
+            raise
+        finally:
+            if not ended:
+                self._trace.instant(name, "cancelled", self._clock.now())
+
+    @contextmanager
+    def _measured(self, name: str) -> Iterator[None]:
+        start = self._clock.now()
+        try:
+            yield
+        finally:
+            self._trace.span(name, name, start, self._clock.now())
+            for call in self._on_work:
+                call()
+
+
+def silence() -> Wave:
+    return np.zeros(HOP, np.float32)
