@@ -32,6 +32,7 @@ class Script:
     clauses: list[int] = field(default_factory=lambda: [2])  # of 8 tokens and 12 frames
     captions: list[str | None] = field(default_factory=lambda: [None])
     broken_speech: list[int] = field(default_factory=list)  # numbers of the answers whose vocoder fails
+    slow_second: float = 0.0  # ms that the second clause takes beyond the table
     broken_hearing: int = 0  # so many hearings fail
 
 
@@ -132,6 +133,7 @@ class SimulatedModel:
         made: list[str] = []
         self.generated.append(made)
         for clause in range(self.script.clauses[min(number, len(self.script.clauses) - 1)]):
+            self.clock.spend(self.script.slow_second if clause == 1 else 0.0)
             for token in range(8):
                 self.clock.spend(DECODE)
                 made.append(f"{number}.{clause}.{token}")

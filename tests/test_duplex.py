@@ -289,3 +289,12 @@ def test_five_frames_during_speech_cost_nothing_after_it() -> None:
     ran = run(14000, [(1024, 6048)], frames=frames)
     (times,) = of(ran, TurnTimes)
     assert times.soft_ms is not None and times.verdict_ms - times.soft_ms <= 200
+
+
+def test_a_slow_voice_is_played_when_enough_is_in_hand_so_that_it_never_runs_dry() -> None:
+    """The second piece of sound takes longer than the first one lasts; from the second answer on that is known."""
+    ran = run(40000, [QUESTION, (12000, 14048), (24000, 26048)], Script(slow_second=900.0))
+    assert ran.player.underruns == 1
+    first, second, third = ran.times("A_RDY")
+    waits = [ready - verdict for ready, verdict in zip((second, third), ran.times("G(QUERY)")[1:], strict=True)]
+    assert all(246 < wait <= 246 + 600 for wait in waits)

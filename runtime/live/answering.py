@@ -9,6 +9,7 @@ from runtime.events import AudioChunk, TextDelta
 from runtime.live.events import Caption, Notice, ReplyEnded, TurnTimes
 from runtime.live.listening import Listening
 from runtime.live.scheduler import JUDGE, MORE_SOUND, SOUND, SPECULATE, TIDY, Job, Result
+from runtime.live.settings import HOP_MS
 from runtime.live.stage import Events
 from runtime.live.turn import Answer, UserTurn
 
@@ -65,7 +66,7 @@ class Answering(Listening):
             yield Caption("assistant", draft.text)
         draft.told = True
         if draft.waiting and self.state == "THINK":
-            yield from self._happen("A_RDY", t)
+            yield from self._release(t)
         elif draft.finish is not None and draft.silent:
             yield from self._happen("GEN_EOS", t)
 
@@ -79,7 +80,8 @@ class Answering(Listening):
     def _do_play(self, t: float) -> Events:
         answer = self.answer
         assert answer is not None
-        self._timers.pop("T_FIRST", None)
+        for timer in ("T_FIRST", "A_RDY"):
+            self._timers.pop(timer, None)
         self.player.open(answer.gen)
         for samples in answer.waiting:
             self.player.write(samples, answer.gen)
@@ -112,7 +114,8 @@ class Answering(Listening):
 
     def _do_stop_reply(self, t: float) -> Events:
         answer, self.answer = self.answer, None
-        self._timers.pop("T_FIRST", None)
+        for timer in ("T_FIRST", "A_RDY"):
+            self._timers.pop(timer, None)
         self._last_heard = 0.0
         if answer is None:
             return
@@ -202,12 +205,29 @@ class Answering(Listening):
                     yield Caption("assistant", text)
             case AudioChunk(samples, rate):
                 answer.rate = rate
+                self._note_chunk(answer, t)
                 if answer.opened:
                     self.player.write(samples, answer.gen)
                     return
                 answer.waiting.append(samples)
                 if answer is self.answer and self.state == "THINK":
-                    yield from self._happen("A_RDY", t)
+                    yield from self._release(t)
+
+    def _note_chunk(self, answer: Answer, t: float) -> None:
+        answer.chunks += 1
+        if answer.chunks == 1:
+            answer.first_t = t
+        elif answer.chunks == 2:
+            self._lead_ms = max(t - answer.first_t + HOP_MS, 0.8 * self._lead_ms)
+
+    def _release(self, t: float) -> Events:
+        """Let the answer be heard, now or when enough of it is in hand."""
+        assert self.answer is not None
+        due = self._playable_at(self.answer)
+        if due <= t:
+            yield from self._happen("A_RDY", t)
+        else:
+            self._timers["A_RDY"] = due
 
     def _reply_complete(self, answer: Answer, t: float, finish: str) -> Events:
         answer.finish = finish
@@ -215,7 +235,9 @@ class Answering(Listening):
             return
         if answer.opened:
             self.player.end(answer.gen)
-        elif answer.silent and self.state == "THINK":
+        elif not answer.silent:
+            yield from self._happen("A_RDY", t)
+        elif self.state == "THINK":
             yield from self._happen("GEN_EOS", t)
 
     def _reply_failed(self, answer: Answer, t: float, error: Exception) -> Events:

@@ -209,7 +209,7 @@ class Listening(Stage):
             self._tidy()
 
     def _do_ignore_speech(self, t: float) -> Events:
-        echo = self._facts().echo
+        echo = self._facts(t).echo
         self.endpointer.forget()
         if echo:
             yield from self._count_echo(t)

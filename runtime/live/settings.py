@@ -43,6 +43,7 @@ class Settings:
     mouth_tail: float = 300  # the mouth counts as active for so long after it fell silent
     buffer_low: float = 300  # an answer with less sound in hand goes before all else
     buffer_high: float = 1500  # with more it waits: a person who interrupts wastes no more than that
+    lead_max: float = 600  # an answer waits no longer than this to have enough sound in hand
     frame_period: float = 1000
     frame_stale: float = 1000
     frame_ring: int = 8

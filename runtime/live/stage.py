@@ -67,6 +67,7 @@ class Stage:
         self._starved: deque[float] = deque()
         self._played: deque[tuple[float, str]] = deque(maxlen=8)
         self._see_ms = 0.0
+        self._lead_ms = 0.0  # from the first to the second piece of an answer's sound, as it was lately
         self._underruns = player.underruns
         self._see_failed = False
         self._at = self._voiced = self._last_heard = 0.0
@@ -80,7 +81,7 @@ class Stage:
     def _happen(self, event: str, t: float, detail: str = "") -> Events:
         """Follow the table: tell, change the state, act."""
         before = self.state
-        row = row_for(before, event, self._facts())
+        row = row_for(before, event, self._facts(t))
         if row is None:
             return
         self.state = before if row.next == SAME else self._state_of_answer() if row.next == BACK else row.next  # type: ignore[assignment]
@@ -90,7 +91,7 @@ class Stage:
         for action in row.actions:
             yield from getattr(self, f"_do_{action}")(t) or ()
 
-    def _facts(self) -> Facts:
+    def _facts(self, t: float) -> Facts:
         turn, answer, settings = self.turn, self.answer, self.settings
         suspicious = list(self._suspicions)
         return Facts(
@@ -100,7 +101,7 @@ class Stage:
             echo=self.mouth and bool(suspicious) and 2 * sum(suspicious) >= len(suspicious),
             half_duplex=self.half_duplex and self.mouth,
             played=answer is not None and answer.opened and self.player.heard_ms > 0,
-            sound_ready=self.draft is not None and bool(self.draft.waiting),
+            sound_ready=self.draft is not None and self._playable_at(self.draft) <= t,
             full=turn is not None and self._now - turn.began >= settings.utt_max,
             reading=self.answer is None and bool(self.scheduler.in_lane("listen")),
         )
@@ -123,6 +124,14 @@ class Stage:
 
     def _sound_in_hand(self, answer: Answer) -> float:
         return answer.waiting_ms + (self.player.buffered_ms if answer.opened else 0.0)
+
+    def _playable_at(self, answer: Answer) -> float:
+        """From when on the answer can be played without running dry before its second piece of sound comes."""
+        if answer.silent:
+            return float("inf")
+        if answer.finish is not None or answer.chunks > 1:
+            return 0.0
+        return answer.first_t + min(self._lead_ms - answer.waiting_ms, self.settings.lead_max)
 
     def _drop_draft(self) -> None:
         if self.draft is not None:

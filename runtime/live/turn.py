@@ -46,6 +46,8 @@ class Answer:
     text: str = ""
     waiting: list[NDArray[np.float32]] = field(default_factory=list)  # sound that may not be played yet
     rate: int = 24_000
+    chunks: int = 0  # of sound that came so far
+    first_t: float = 0.0  # when the first did
     opened: bool = False  # the player has it
     finish: str | None = None  # why it is complete
     told: bool = False  # its text so far was passed on
