@@ -24,6 +24,7 @@ LATE_SECONDS = 0.1  # after which keys are looked at although no hop has come
 RETRY_MS = 2000  # between attempts to open a device again
 RECORDED_HOPS = round(600_000 / HOP_MS)  # ten minutes are kept for saving, about 50 MB
 SHOWN_EVERY = 3  # hops, between two levels that are shown
+SETTLED_HOPS = 15  # what a device loses while it starts is nobody's
 LOOKED_EVERY = 3  # hops, between two frames
 OLDEST_FRAME_MS = 500.0  # an older one shows what is no longer there
 FAULTS_IN_A_ROW = 5  # of the model, after which the conversation cannot go on
@@ -117,6 +118,7 @@ class AudioLoop:
         self._shift: float | None = None  # from the device's clock to that of the conversation
         self._retry_at, self._faults, self._hops = 0.0, 0, 0
         self._heard_at = time.perf_counter()  # on the wall clock
+        self._xruns = 0  # while the device was being opened
         self._blind = False  # the camera is on, and lost
         self._raw = silence()  # the newest hop as the microphone gave it
 
@@ -139,6 +141,8 @@ class AudioLoop:
             return
         self._step(chunk, self._look())
         self._hops += 1
+        if self._hops == SETTLED_HOPS:
+            self._xruns = self.sound.xruns
         if self._hops % SHOWN_EVERY == 0:
             if self.hearing:
                 self.show(self.meter.measure(self._raw, self.live.duplex.state in ("HEAR", "R_HEAR")))
@@ -155,7 +159,7 @@ class AudioLoop:
             hearing=self.hearing,
             text_only=duplex.text_only or not self.hearing,
             half_duplex=duplex.half_duplex,
-            underruns=self.live.player.underruns + self.sound.xruns,
+            underruns=self.live.player.underruns + self.sound.xruns - self._xruns,
         )
 
     def _listen(self) -> Wave | None:

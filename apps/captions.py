@@ -72,7 +72,7 @@ class Captions:
     def _ended(self, ended: ReplyEnded) -> None:
         line = self._open_reply()
         if line is None:
-            if not ended.text:
+            if not ended.text or ended.finish == "reset":  # it belongs to the conversation before
                 return
             line = Line("assistant", ended.text)
             self.lines.append(line)

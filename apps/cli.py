@@ -361,6 +361,9 @@ def talk(
     no_aec: Annotated[bool, typer.Option("--no-aec", help="No echo cancelling: for headphones.")] = False,
     vad: Annotated[VadName, typer.Option(help="What tells speech from other sounds.")] = "auto",
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
+    remember: Annotated[
+        int | None, typer.Option(min=0, help="Turns that are remembered; all that there is room for unless given.")
+    ] = None,
     simulate: Annotated[
         Path | None, typer.Option(metavar="FILE.wav", help="Hear this file instead of a microphone.")
     ] = None,
@@ -402,7 +405,7 @@ def talk(
     if simulate is None and any(given.values()):
         wanted = ", ".join(name for name, path in given.items() if path)
         raise EdgeOmniError(f"{wanted} belongs to a simulated conversation; add --simulate FILE.wav")
-    chosen = talk_command.Chosen(vad, not no_aec, half_duplex, push_to_talk, system, seed, greedy)
+    chosen = talk_command.Chosen(vad, not no_aec, half_duplex, push_to_talk, system, seed, greedy, remember)
     if simulate is not None:
         files = talk_command.Files(simulate, frames, out, log, trace)
         talk_command.check_files(files)

@@ -17,6 +17,7 @@ from runtime.live.model import Model
 from runtime.live.player import Player
 from runtime.live.settings import HOP, Settings
 from runtime.live.vad import open_detector
+from runtime.session import Session
 from runtime.trace import Trace
 
 
@@ -39,6 +40,7 @@ class Voice:
     system: str | None = None
     seed: int | None = None
     greedy: bool = False
+    remember: int | None = None  # turns before the newest one; None: all that there is room for
 
 
 def open_live(
@@ -49,6 +51,7 @@ def open_live(
     vad: VadName = "auto",
     aec: bool = True,
     echo_test: bool = True,
+    traced: bool = False,
 ) -> LiveParts:
     """Everything but the devices, every graph opened.
 
@@ -57,9 +60,11 @@ def open_live(
     """
     from runtime.live.branches import Branches
 
+    trace, player, on_work = Trace() if traced else Trace(limit=0), Player(), []
+    if traced:
+        engine = TracedEngine(engine, trace, clock)
     engine.open_all()
-    trace, player, on_work = Trace(), Player(), []
-    branches = Branches(engine, voice.system, voice.seed, voice.greedy)
+    branches = Branches(engine, voice.system, voice.seed, voice.greedy, remember=voice.remember)
     ear = Ear(EchoCanceller() if aec else None, EchoTest() if echo_test else None)
     model = cast(Model, Metered(branches, clock, trace, on_work))
     duplex = Duplex(model, open_detector(vad, engine), player, clock, settings, ear)
@@ -134,6 +139,42 @@ class Metered:
             self._trace.span(name, name, start, self._clock.now())
             for call in self._on_work:
                 call()
+
+
+class TracedEngine(Engine):
+    """The same bundle, opened so that each run of a graph is a span."""
+
+    def __init__(self, engine: Engine, trace: Trace, clock: Clock):
+        super().__init__(engine.folder, engine.options, engine.compat)
+        self._trace, self._clock = trace, clock
+        self._traced: dict[str, Session] = {}
+
+    def session(self, name: str) -> Session:
+        if name not in self._traced:
+            self._traced[name] = cast(Session, TracedGraph(super().session(name), name, self._trace, self._clock))
+        return self._traced[name]
+
+
+class TracedGraph:
+    """A session, or what it has bound, whose runs are spans."""
+
+    def __init__(self, graph: Any, name: str, trace: Trace, clock: Clock):
+        self._graph, self._name, self._trace, self._clock = graph, name, trace, clock
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(self._graph, attribute)
+        if attribute == "bind":
+            return lambda *given: TracedGraph(value(*given), self._name, self._trace, self._clock)
+        return self._timed(value) if attribute in ("run", "run_for") else value
+
+    def _timed(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = self._clock.now()
+            result = run(*arguments, **named)
+            self._trace.span("graphs", self._name, start, self._clock.now())
+            return result
+
+        return timed
 
 
 def silence() -> Wave:

@@ -104,6 +104,7 @@ def simulate(
             for event in live.duplex.step(chunk, frame, t):
                 log.take(event, t)
                 show(event)
+            live.trace.span("hop", "step", t, live.clock.now())
             live.trace.counter("ms to play", t, round(live.player.buffered_ms))
     finally:
         live.duplex.close()

@@ -1,13 +1,16 @@
 """The terminal interface of a live conversation: what is going on, what was said, and a key for each thing to do."""
 
+import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import ClassVar
 
 from rich.text import Text
-from textual.app import App, ComposeResult
+from textual.app import App, ComposeResult, ScreenStackError
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.css.query import NoMatches
 from textual.message import Message
 from textual.widgets import Footer, Input, Static
 
@@ -49,6 +52,7 @@ class TalkApp(App[None]):
     Screen { layout: vertical; }
     #state, #level, #times, #notice { height: auto; padding: 0 1; }
     #state { background: $panel; }
+    #state, #level, #times { text-wrap: nowrap; text-overflow: ellipsis; }
     #captions { height: 1fr; padding: 1 2; border: round $primary; }
     #notice { color: $warning; }
     """
@@ -100,20 +104,28 @@ class TalkApp(App[None]):
             self.worker.join(JOIN_SECONDS)
 
     def on_came(self, came: Came) -> None:
-        if not self.query("#state"):
-            return  # it came while the interface was being taken down
-        match came.what:
+        with suppress(NoMatches, ScreenStackError):  # it came while the interface was being taken down
+            self._take(came.what)
+
+    def _take(self, what: Shown) -> None:
+        match what:
             case Level():
-                self._show_level(came.what)
+                self._show_level(what)
             case Status():
-                self._take_status(came.what)
+                self._take_status(what)
             case TurnTimes():
-                self._static("times").update(times_line(came.what))
+                self._static("times").update(times_line(what))
             case Notice(_, _, text):
                 self._notice(text)
             case event:
                 if self.captions.take(event):
                     self._show_captions()
+
+    async def action_quit(self) -> None:
+        """The loop first: it may have something to close and to say."""
+        self.loop.orders.put(Order("quit"))
+        await asyncio.to_thread(self.worker.join, JOIN_SECONDS)
+        self.exit()
 
     def on_input_submitted(self, typed: Input.Submitted) -> None:
         if text := typed.value.strip():
@@ -127,7 +139,7 @@ class TalkApp(App[None]):
         self.loop.orders.put(Order(what))
 
     def action_type(self) -> None:
-        self.query_one(Input).focus()
+        self.set_focus(self.query_one(Input))
 
     def action_leave_typing(self) -> None:
         self.set_focus(None)
@@ -214,6 +226,6 @@ def captions_text(captions: Captions) -> Text:
 
 def times_line(times: TurnTimes) -> str:
     """Milliseconds from the end of the speech to each stage of the turn."""
-    stages = [("prepared at", times.soft_ms), ("turn ends", times.end_ms), ("understood", times.verdict_ms)]
+    stages = [("pause noticed", times.soft_ms), ("understood", times.verdict_ms), ("turn over", times.end_ms)]
     shown = [f"{name} +{at - times.speech_end_ms:.0f}" for name, at in stages if at is not None]
     return f"last turn, ms after your speech: {' · '.join(shown)} · first sound +{times.after_speech_ms:.0f}"

@@ -29,12 +29,13 @@ class Chosen:
     system: str | None = None
     seed: int | None = None
     greedy: bool = False
+    remember: int | None = None
 
-    def open(self, engine: Engine, clock: Clock, echo: bool) -> LiveParts:
+    def open(self, engine: Engine, clock: Clock, echo: bool, traced: bool = False) -> LiveParts:
         """`echo`: there is a loudspeaker that the microphone may hear."""
         settings = Settings(half_duplex=self.half_duplex)
-        voice = Voice(self.system, self.seed, self.greedy)
-        return open_live(engine, settings, clock, voice, self.vad, aec=self.aec and echo, echo_test=echo)
+        voice = Voice(self.system, self.seed, self.greedy, self.remember)
+        return open_live(engine, settings, clock, voice, self.vad, aec=self.aec and echo, echo_test=echo, traced=traced)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def from_files(engine: Engine, chosen: Chosen, files: Files, fast: bool, as_json
     wave = load_mono(files.heard, RATE)
     frames = frames_for(engine, files.frames) if files.frames is not None else ()
     # A recording has no echo of what is answered to it, so that there is nothing to cancel.
-    live = chosen.open(engine, MeasuredClock() if fast else WallClock(), echo=False)
+    live = chosen.open(engine, MeasuredClock() if fast else WallClock(), echo=False, traced=files.trace is not None)
     found = simulate(live, wave, frames, fast, show=ignored if as_json else show_event)
     write(found, live.trace, files.out, files.log, files.trace)
     if not as_json:
@@ -118,11 +119,11 @@ def show_simulation(found: Simulation, files: Files) -> None:
 
 def times_table(times: list[TurnTimes]):
     shown = tables.table(
-        "speech ended at>", "prepared +ms>", "turn ended +ms>", "understood +ms>", "first sound +ms>",
+        "speech ended at>", "pause noticed +ms>", "understood +ms>", "turn over +ms>", "first sound +ms>",
         title="answered turns, after the last voiced sample",
     )  # fmt: skip
     for one in times:
-        stages = (one.soft_ms, one.end_ms, one.verdict_ms, one.first_audio_ms)
+        stages = (one.soft_ms, one.verdict_ms, one.end_ms, one.first_audio_ms)
         after = ("" if at is None else f"{at - one.speech_end_ms:.0f}" for at in stages)
         shown.add_row(f"{one.speech_end_ms / 1000:.2f} s", *after)
     return shown

@@ -11,9 +11,10 @@ class Trace:
     """Spans and instants in milliseconds of the conversation's clock, each on a named track.
 
     Bounded: beyond `limit` entries the oldest half is dropped and counted, since a conversation may last for hours.
+    With a limit of 0 nothing is kept.
     """
 
-    limit: int = 1_000_000
+    limit: int = 500_000
     dropped: int = 0
     entries: list[dict[str, Any]] = field(default_factory=list)
     tracks: dict[str, int] = field(default_factory=dict)
@@ -41,6 +42,8 @@ class Trace:
         return {"displayTimeUnit": "ms", "otherData": {"dropped": self.dropped}, "traceEvents": [*names, *entries]}
 
     def _add(self, track: str, name: str, timing: dict[str, Any], details: dict[str, object]) -> None:
+        if not self.limit:
+            return
         number = self.tracks.setdefault(track, len(self.tracks) + 1)
         self.entries.append({"name": name, "pid": PROCESS, "tid": number, **timing, "args": details})
         if len(self.entries) > self.limit:

@@ -111,6 +111,7 @@ class ScriptedSound:
     broken: bool = False
     trouble: str = ""
     xruns: int = 0
+    pause: float = 0.0  # seconds a hop takes
     hops: int = 0
     opened: bool = False
     closed: int = 0
@@ -128,7 +129,7 @@ class ScriptedSound:
     def next_chunk(self, timeout: float) -> tuple[Wave, float, Wave] | None:
         if self.broken:
             return None
-        time.sleep(0.0005)  # lets the interface's thread run
+        time.sleep(self.pause)  # lets the interface's thread run
         chunk = np.zeros(HOP, np.float32)
         part = self.wave[self.hops * HOP : (self.hops + 1) * HOP]
         chunk[: len(part)] = part

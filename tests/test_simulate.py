@@ -14,9 +14,11 @@ import soundfile
 
 from apps import talk_command
 from apps.cli import main
-from apps.embedded import CHECKPOINT
+from apps.conversation import Voice, open_live
+from apps.embedded import CHECKPOINT, embedded_bundle
 from apps.simulate import Simulation, read_frames, simulate, write
 from runtime.audio import Wave, load_mono
+from runtime.engine import Engine
 from runtime.errors import EdgeOmniError, MediaError
 from runtime.live.clock import VirtualClock, WallClock
 from runtime.live.settings import RATE, Settings
@@ -204,42 +206,59 @@ def cough(seed: int = 0) -> Wave:
 
 
 @pytest.fixture(scope="module")
-def conversation(tmp_path_factory: pytest.TempPathFactory) -> Conversation:
-    """A question, its answer, and another question over the next answer; with a cough between them."""
-    folder = tmp_path_factory.mktemp("talk")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def said() -> Wave:
+    """A question; a cough after its answer; another question, and the first once more over the answer to it."""
     first, second = spoken("kokoro-000.flac"), spoken("kokoro-001.flac")
-    wave = np.concatenate(
-        [pause(500), first, pause(4500), cough(), pause(2000), second, pause(1100), first, pause(500)]
-    )
-    soundfile.write(folder / "said.wav", wave, RATE)
-    files = [
-        option
-        for name in ("out.wav", "log.jsonl", "trace.json")
-        for option in (f"--{name[: -len(Path(name).suffix)]}", folder / name)
-    ]
-    done = talk("--simulate", folder / "said.wav", *files, "--fast", "--greedy", "--seed", 0, "--json")
+    parts = [pause(500), first, pause(4500), cough(), pause(2000), second, pause(600), first, pause(500)]
+    return np.concatenate(parts)
+
+
+@pytest.fixture(scope="module")
+def conversation(tmp_path_factory: pytest.TempPathFactory, cache: Path, said: Wave) -> Conversation:
+    folder = tmp_path_factory.mktemp("talk")
+    soundfile.write(folder / "said.wav", said, RATE)
+    files = ("--out", folder / "out.wav", "--log", folder / "log.jsonl", "--trace", folder / "trace.json")
+    given = ("--simulate", folder / "said.wav", "--fast", "--greedy", "--seed", 0, "--json")
+    done = talk(*given, *files, cache=cache)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
 
-@pytest.mark.slow
-def test_the_embedded_model_holds_a_conversation_with_an_interruption(
-    conversation: tuple[Path, dict[str, Any]],
-) -> None:
+def test_a_whole_conversation_is_held_from_the_command_line(conversation: Conversation) -> None:
     folder, record = conversation
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    order = steps(log)
-    assert order[0] == "HEAR" and order[-1] == "IDLE" and "R_HEAR" in order
-    assert [reply["interrupted"] for reply in record["replies"]].count(True) == 1
-    assert record["underruns"] == 0
+    assert steps(log)[:2] == ["HEAR", "GATE"] and steps(log)[-1] == "IDLE"
+    assert record["replies"][0]["heard"].strip() == "the bedroom light is yellow"
+    assert sum(line["event"] == "REPLY_ENDED" for line in log) == len(record["replies"]) >= 2
 
 
-@pytest.mark.slow
-def test_its_recording_has_both_sides_and_its_trace_its_jobs(conversation: Conversation) -> None:
+def test_its_recording_has_both_sides_and_its_trace_its_jobs_and_graphs(conversation: Conversation) -> None:
     folder, record = conversation
     both, rate = soundfile.read(folder / "out.wav")
     assert rate == 24_000 and both.shape[1] == 2
     assert (np.abs(both).max(axis=0) > 0.05).all()
     assert both.shape[0] / rate == pytest.approx(record["seconds"], abs=0.1)
     names = {event["name"] for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
-    assert {"judge", "reply", "SPEAK", "V_ON"} <= names
+    assert {"judge", "reply", "SPEAK", "V_ON", "decoder", "vocoder"} <= names
+
+
+def test_the_embedded_model_is_interrupted_by_a_question_and_not_by_a_cough(
+    conversation: Conversation, cache: Path, said: Wave, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock on which work costs nothing, so that how fast this machine is changes nothing."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    engine = Engine(embedded_bundle())
+    live = open_live(engine, Settings(), VirtualClock(), Voice(seed=0, greedy=True), "bundle", aec=False)
+    found = simulate(live, said)
+    answered = [step for step in steps(found.log) if step in ("SPEAK", "R_HEAR", "THINK")]
+    assert answered == ["SPEAK", "SPEAK", "R_HEAR", "THINK", "SPEAK"]
+    first, cut, last = found.replies
+    assert cut.interrupted and not first.interrupted and not last.interrupted
+    assert cut.text.startswith(cut.heard) and len(cut.heard) < len(cut.text)
+    assert [reply.heard.strip() for reply in (first, last)] == 2 * ["the bedroom light is yellow"]
+    assert found.underruns == 0

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from textual.events import Key
 from textual.widgets import Input, Static
 
 from apps.audio_loop import AudioLoop, Order, Shown
@@ -204,6 +205,15 @@ def test_a_new_conversation_forgets_what_was_said() -> None:
     assert scene.loop.captions.lines == [] and scene.model.resets == 1
 
 
+def test_a_new_conversation_begins_without_the_answer_that_it_cut_off() -> None:
+    scene = a_scene()
+    scene.hear(QUESTION, tail_ms=0)
+    assert scene.loop.live.duplex.state == "SPEAK"
+    scene.order("new")
+    scene.hops(20)
+    assert scene.loop.captions.lines == [] and scene.loop.live.duplex.state == "IDLE"
+
+
 def test_saving_writes_text_record_and_both_sides(tmp_path: Path) -> None:
     scene = a_scene(tmp_path)
     scene.hear(QUESTION)
@@ -366,6 +376,7 @@ def piloted(app: TalkApp, script: Callable[[Any], Any]) -> None:
     async def run() -> None:
         async with app.run_test(size=(110, 30)) as pilot:
             await script(pilot)
+            await until(pilot, lambda: not app.worker.is_alive())  # each script ends with a key that quits
 
     asyncio.run(run())
 
@@ -374,8 +385,14 @@ async def until(pilot: Any, true: Callable[[], bool]) -> None:
     for _ in range(400):
         if true():
             return
-        await pilot.pause(0.01)
+        await asyncio.sleep(0.01)
     raise AssertionError("it did not happen within four seconds")
+
+
+def press(pilot: Any, *keys: str) -> None:
+    """As the pilot does, which waits for a process that is idle: ours never is."""
+    for key in keys:
+        pilot.app.post_message(Key(key, key if len(key) == 1 else None))
 
 
 def text_of(app: TalkApp, name: str) -> str:
@@ -384,7 +401,7 @@ def text_of(app: TalkApp, name: str) -> str:
 
 def an_app(wave: np.ndarray | None = None, folder: Path | None = None, **scripted_as: Any) -> tuple[TalkApp, Scene]:
     scene = a_scene(folder, **scripted_as)
-    scene.sound.wave = wave if wave is not None else np.zeros(0, np.float32)
+    scene.sound.wave, scene.sound.pause = wave if wave is not None else np.zeros(0, np.float32), 0.004
 
     def open_loop(show: Callable[[Shown], None]) -> AudioLoop:
         scene.loop.show = show
@@ -401,7 +418,7 @@ def test_the_interface_shows_both_sides_the_latency_and_ends_its_thread() -> Non
         assert "is the light on" in text_of(app, "said")
         await until(pilot, lambda: "first sound +" in text_of(app, "times"))
         assert "microphone on" in text_of(app, "state") and "nano, on this device" in text_of(app, "state")
-        await pilot.press("q")
+        press(pilot, "q")
 
     piloted(app, script)
     assert not app.worker.is_alive() and scene.sound.closed
@@ -411,22 +428,28 @@ def test_each_key_does_what_its_label_says(tmp_path: Path) -> None:
     app, scene = an_app(folder=tmp_path)
 
     async def script(pilot: Any) -> None:
-        await pilot.press("m")
+        press(pilot, "m")
         await until(pilot, lambda: "MUTED" in text_of(app, "state"))
-        await pilot.press("m", "c")
+        press(pilot, "m", "c")
         await until(pilot, lambda: "CAMERA ON" in text_of(app, "state"))
-        await pilot.press("c", "space")
+        press(pilot, "c", "space")
         await until(pilot, lambda: "talk now" in text_of(app, "state") and "camera off" in text_of(app, "state"))
-        await pilot.press("space")
+        press(pilot, "space")
         await until(pilot, lambda: "space to talk" in text_of(app, "state"))
-        await pilot.press("t", *"mix", "enter")
+        press(pilot, "t")
+        await until(pilot, lambda: app.query_one(Input).has_focus)
+        press(pilot, *"mix")
+        await until(pilot, lambda: app.query_one(Input).value == "mix")
+        press(pilot, "enter")
         await until(pilot, lambda: "mix" in text_of(app, "said") and ANSWER in text_of(app, "said"))
         assert not scene.loop.muted  # the m of what was typed is no key
-        await pilot.press("escape", "w")
+        press(pilot, "escape")
+        await until(pilot, lambda: app.focused is None)
+        press(pilot, "w")
         await until(pilot, lambda: "saved" in text_of(app, "notice"))
-        await pilot.press("n")
+        press(pilot, "n")
         await until(pilot, lambda: "say something" in text_of(app, "said"))
-        await pilot.press("q")
+        press(pilot, "q")
 
     piloted(app, script)
     assert len(list(tmp_path.iterdir())) == 3
@@ -437,10 +460,12 @@ def test_without_a_device_the_interface_says_so_and_waits_for_typing() -> None:
 
     async def script(pilot: Any) -> None:
         await until(pilot, lambda: "there is no microphone" in text_of(app, "notice"))
-        await until(pilot, lambda: isinstance(app.focused, Input) and "text only" in text_of(app, "state"))
-        await pilot.press(*"hi", "enter")
+        await until(pilot, lambda: app.query_one(Input).has_focus and "text only" in text_of(app, "state"))
+        press(pilot, *"hi")
+        await until(pilot, lambda: app.query_one(Input).value == "hi")
+        press(pilot, "enter")
         await until(pilot, lambda: ANSWER in text_of(app, "said"))
-        await pilot.press("ctrl+c")
+        press(pilot, "ctrl+c")
 
     piloted(app, script)
     assert not app.worker.is_alive()
@@ -452,7 +477,7 @@ def test_a_loop_that_dies_is_one_line_and_the_interface_stays(capfd: pytest.Capt
 
     async def script(pilot: Any) -> None:
         await until(pilot, lambda: "the conversation ended: ZeroDivisionError" in text_of(app, "notice"))
-        await pilot.press("q")
+        press(pilot, "q")
 
     piloted(app, script)
     assert scene.sound.closed and "Traceback" not in capfd.readouterr().err
@@ -464,6 +489,6 @@ def test_what_a_model_writes_cannot_move_the_cursor() -> None:
     async def script(pilot: Any) -> None:
         await until(pilot, lambda: "[bold]" in text_of(app, "said"))
         assert "\x1b" not in text_of(app, "said")
-        await pilot.press("q")
+        press(pilot, "q")
 
     piloted(app, script)
