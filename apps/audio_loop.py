@@ -143,6 +143,8 @@ class AudioLoop:
         self._hops += 1
         if self._hops == SETTLED_HOPS:
             self._xruns = self.sound.xruns
+        if self._hops % SETTLED_HOPS == 0 and self.live.duplex.state == "IDLE" and self.sound.latency.played > 0:
+            self.live.player.latency_ms = self.sound.latency.played
         if self._hops % SHOWN_EVERY == 0:
             if self.hearing:
                 self.show(self.meter.measure(self._raw, self.live.duplex.state in ("HEAR", "R_HEAR")))

@@ -31,6 +31,7 @@ class LiveParts:
     trace: Trace
     ear: "Ear"
     on_work: list[Callable[[], None]]  # called after each piece of work, when time may have passed
+    halt: Callable[[], None]  # from any thread: stop a graph that runs and runs
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def open_live(
     ear = Ear(EchoCanceller() if aec else None, EchoTest() if echo_test else None)
     model = cast(Model, Metered(branches, clock, trace, on_work))
     duplex = Duplex(model, open_detector(vad, engine), player, clock, settings, ear)
-    return LiveParts(duplex, player, clock, trace, ear, on_work)
+    return LiveParts(duplex, player, clock, trace, ear, on_work, engine.cancel)
 
 
 class Ear:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import ClassVar
@@ -21,7 +22,8 @@ from apps.terminal import UNPRINTABLE
 from runtime.live.events import Notice, State, TurnTimes
 
 SHOWN_LINES = 100  # captions; all of them are kept for saving
-JOIN_SECONDS = 5.0  # that the loop may take to close its devices
+JOIN_SECONDS = 3.0  # that the loop may take to close its devices
+HUNG_SECONDS = 3.0  # without a word from the loop, after which that is said
 STATES: dict[State, tuple[str, str]] = {
     "IDLE": ("listening", "green"),
     "HEAR": ("hearing you", "bright_green"),
@@ -79,7 +81,8 @@ class TalkApp(App[None]):
         self.captions = Captions()  # the interface's own: the loop's belong to its thread
         self.status = Status()
         self.loop = open_loop(self._came)
-        self.worker = threading.Thread(target=self._work, name="audio loop")
+        self.worker = threading.Thread(target=self._work, name="audio loop", daemon=True)
+        self.shown_at = time.monotonic()  # when the loop was last heard of
 
     def compose(self) -> ComposeResult:
         yield Static(id="state")
@@ -97,14 +100,16 @@ class TalkApp(App[None]):
         self._show_level(Level(-120, -120))
         self._show_captions()
         self.worker.start()
+        self.set_interval(1.0, self._watch)
 
     def on_unmount(self) -> None:
         self.loop.orders.put(Order("quit"))
         if self.worker.is_alive():
-            self.worker.join(JOIN_SECONDS)
+            self._join()
 
     def on_came(self, came: Came) -> None:
         with suppress(NoMatches, ScreenStackError):  # it came while the interface was being taken down
+            self.shown_at = time.monotonic()
             self._take(came.what)
 
     def _take(self, what: Shown) -> None:
@@ -124,8 +129,20 @@ class TalkApp(App[None]):
     async def action_quit(self) -> None:
         """The loop first: it may have something to close and to say."""
         self.loop.orders.put(Order("quit"))
-        await asyncio.to_thread(self.worker.join, JOIN_SECONDS)
+        await asyncio.to_thread(self._join)
         self.exit()
+
+    def _join(self) -> None:
+        """Wait for the loop; what runs and runs is halted."""
+        self.worker.join(JOIN_SECONDS)
+        if self.worker.is_alive():
+            self.loop.live.halt()
+            self.worker.join(JOIN_SECONDS)
+
+    def _watch(self) -> None:
+        """A loop that is not heard of is busy: a hop takes 32 ms."""
+        if self.worker.is_alive() and time.monotonic() - self.shown_at > HUNG_SECONDS:
+            self._notice("the model is busy with one step and hears nothing meanwhile; q leaves")
 
     def on_input_submitted(self, typed: Input.Submitted) -> None:
         if text := typed.value.strip():

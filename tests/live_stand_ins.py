@@ -1,5 +1,6 @@
 """Stand-ins for a model, a detector, a sound device and a camera: scripted, nothing is computed."""
 
+import threading
 import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ import numpy as np
 
 from apps.conversation import Ear, LiveParts, Metered
 from runtime.audio import Wave
+from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, TextDelta
 from runtime.live.clock import Clock, VirtualClock
 from runtime.live.duplex import Duplex
@@ -32,6 +34,8 @@ class ScriptedModel:
     seen: list[Any] = field(default_factory=list)
     read_texts: list[str] = field(default_factory=list)
     failing: bool = False
+    hanging: bool = False  # an answer's first piece of work lasts until it is halted
+    halted: threading.Event = field(default_factory=threading.Event)
     resets: int = 0
     rate: int = 24_000
 
@@ -58,6 +62,9 @@ class ScriptedModel:
         return (self.verdicts.pop(0) if self.verdicts else "QUERY"), 0.9
 
     def reply(self, spoken: bool) -> Generator[Event | None, None, Finish]:
+        if self.hanging:
+            self.halted.wait(30)
+            raise EdgeOmniError("the scripted model was halted")
         for word in self.words:
             yield TextDelta(word)
             if spoken:
@@ -165,7 +172,7 @@ def scripted(model: ScriptedModel, settings: Settings = Settings(), clock: Clock
     clock, player, trace, on_work, ear = clock or VirtualClock(), Player(), Trace(), [], Ear(None, None)
     metered = cast(Model, Metered(model, clock, trace, on_work))
     duplex = Duplex(metered, LoudnessDetector(), player, clock, settings, ear)
-    return LiveParts(duplex, player, clock, trace, ear, on_work)
+    return LiveParts(duplex, player, clock, trace, ear, on_work, model.halted.set)
 
 
 def tone(ms: float, rate: int = RATE, amplitude: float = 0.3) -> Wave:

@@ -17,6 +17,7 @@ import soundfile
 from textual.events import Key
 from textual.widgets import Input, Static
 
+from apps import talk
 from apps.audio_loop import AudioLoop, Order, Shown
 from apps.captions import Captions
 from apps.check_audio import check_audio
@@ -481,6 +482,26 @@ def test_a_loop_that_dies_is_one_line_and_the_interface_stays(capfd: pytest.Capt
 
     piloted(app, script)
     assert scene.sound.closed and "Traceback" not in capfd.readouterr().err
+
+
+def test_a_model_that_hangs_is_said_and_does_not_keep_the_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(talk, "HUNG_SECONDS", 0.5)
+    monkeypatch.setattr(talk, "JOIN_SECONDS", 0.5)
+    app, scene = an_app(QUESTION, model=ScriptedModel(hanging=True))
+
+    async def script(pilot: Any) -> None:
+        await until(pilot, lambda: "busy with one step" in text_of(app, "notice"))
+        press(pilot, "q")
+
+    piloted(app, script)
+    assert scene.sound.closed and scene.model.halted.is_set()
+
+
+def test_where_a_sound_leaves_the_loudspeaker_is_known_from_the_device() -> None:
+    scene = a_scene()
+    scene.sound.latency.played = 75.0
+    scene.hear(QUESTION)
+    assert scene.loop.live.player.latency_ms == 75.0
 
 
 def test_what_a_model_writes_cannot_move_the_cursor() -> None:
