@@ -24,7 +24,7 @@ from runtime.live.clock import VirtualClock, WallClock
 from runtime.live.settings import RATE, Settings
 from runtime.live.turn_taking import TABLE
 from tests.live_stand_ins import ScriptedModel, scene, scripted
-from tests.test_video import FRONT
+from tests.test_video import FRONT, levels, still, write_video
 
 SAMPLES = CHECKPOINT.parent / "samples"
 QUESTION = scene(("silence", 500), ("speech", 1000), ("silence", 500))
@@ -128,6 +128,13 @@ def test_frames_are_a_folders_pictures_one_a_second() -> None:
     frames = read_frames(SAMPLES, FRONT)
     assert [t for t, _ in frames] == [1000.0 * number for number in range(len(frames))]
     assert frames[0][1] == (SAMPLES / "picture-000.png").read_bytes()
+
+
+def test_frames_are_a_videos_seconds(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", [still(2 * number) for number in range(25)], 10)
+    frames = read_frames(path, FRONT)
+    assert [t for t, _ in frames] == [0.0, 1000.0, 2000.0]
+    assert levels([frame for _, frame in frames if not isinstance(frame, bytes)]) == pytest.approx([0, 20, 40], abs=6)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:
