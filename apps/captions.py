@@ -34,6 +34,8 @@ class Captions:
         match event:
             case Transition(event=name) if name.startswith("G(QUERY"):
                 self.lines.append(Line("user", SPOKEN))
+            case Transition(state="IDLE", event="V_ON"):
+                return self._give_up_transcripts()
             case Caption("user", text):
                 self._said(text)
             case Caption("assistant", text):
@@ -61,6 +63,12 @@ class Captions:
             self.lines.append(Line("user", text, open=False))
         else:
             waiting.text, waiting.open = text, False
+
+    def _give_up_transcripts(self) -> bool:
+        """Who speaks again when all is quiet is heard before what was said is written down: that is dropped then."""
+        for line in self.lines:
+            line.open = line.open and line.who == "assistant"
+        return False
 
     def _saying(self, text: str) -> None:
         line = self._open_reply()

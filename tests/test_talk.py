@@ -295,6 +295,15 @@ def test_a_transcript_that_comes_late_belongs_to_its_turn() -> None:
     assert not captions.take(Notice(3, "any", "line"))
 
 
+def test_a_transcript_that_never_came_is_not_that_of_the_next_turn() -> None:
+    captions = Captions()
+    for t in (1, 3):
+        captions.take(Transition(t, "IDLE", "V_ON", "HEAR", 1, 0, 0, 1))
+        captions.take(Transition(t + 1, "GATE", "G(QUERY)", "THINK", 12, 0, 0, 1))
+    captions.take(Caption("user", "the second"))
+    assert captions.as_text() == "you: (spoken)\nyou: the second\n"
+
+
 def test_the_meter_says_what_is_wrong_with_the_level() -> None:
     loud, quiet, dead = Meter(), Meter(), Meter()
     assert loud.measure(np.ones(HOP, np.float32), True).hint == CLIPPING_HINT
