@@ -1,5 +1,6 @@
 """An open bundle: its graphs, its tokenizer, and what it does with a file; conversations are held on top of it."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.audio import load_mono, segments
-from runtime.bundle import Manifest, read_bundle
+from runtime.bundle import AudioFrontEnd, Manifest, read_bundle
 from runtime.context import Context
 from runtime.errors import EdgeOmniError, PromptError
-from runtime.image import Grid, patches, read_image, rotary_positions
+from runtime.image import Grid, Rgb, patches, read_image, rotary_positions
 from runtime.prompt import Audio, Image, Video, prompt_format
 from runtime.reply import Compat, Voice, Writer
 from runtime.session import Options, Session
@@ -58,18 +59,29 @@ class Engine:
 
     def hear(self, source: str | Path | NDArray[np.float32]) -> Audio:
         """Encode an audio file, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if it cannot."""
-        front = self.manifest.audio
-        if front is None:
-            raise PromptError(f"{self.manifest.family} does not listen: {self.folder} has no audio encoder")
+        front = self._ears()
         wave = source if isinstance(source, np.ndarray) else load_mono(source, front.sampling_rate)
+        return Audio(np.concatenate(list(self.codes_of(wave))))
+
+    def codes_of(self, wave: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
+        """As `hear` of a waveform, one segment after the other."""
         encoder = self.session("audio_encoder")
-        return Audio(np.concatenate([encoder.run(mel=mel[None])["codes"] for mel, _ in segments(wave, front)]))
+        return (encoder.run(mel=mel[None])["codes"] for mel, _ in segments(wave, self._ears()))
+
+    def _ears(self) -> AudioFrontEnd:
+        if self.manifest.audio is None:
+            raise PromptError(f"{self.manifest.family} does not listen: {self.folder} has no audio encoder")
+        return self.manifest.audio
 
     def look(self, source: str | Path | bytes) -> Image:
         """Encode a picture into rows; MediaError if it cannot be used."""
+        return self.look_at(read_image(source))
+
+    def look_at(self, picture: Rgb) -> Image:
+        """As `look`, of a picture uint8 [height, width, 3]."""
         if self.manifest.image is None:
             raise PromptError(f"{self.manifest.family} does not see: {self.folder} has no vision encoder")
-        return Image(self._rows_of(*patches(read_image(source), self.manifest.image), self.manifest.image.merge_size))
+        return Image(self._rows_of(*patches(picture, self.manifest.image), self.manifest.image.merge_size))
 
     def watch(self, source: str | Path) -> Video:
         """Encode a video file, one frame a second up to the bundle's limit; MediaError if it cannot be used."""
@@ -101,6 +113,9 @@ class Engine:
         sampling = replace(audio.sampling, greedy=True) if greedy else audio.sampling
         return Voice(self.session("audio_head"), (first + 1, *others), sampling)
 
-    def speech(self, rng: np.random.Generator, mode: Mode, zero_noise: bool) -> SpeechDecoder:
-        """The stages from codes to a waveform."""
-        return SpeechDecoder(self.session, self.manifest, rng, mode, zero_noise, self.compat == "official")
+    def speech(
+        self, rng: np.random.Generator, mode: Mode, zero_noise: bool, first_codes: int | None = None
+    ) -> SpeechDecoder:
+        """The stages from codes to a waveform; `first_codes`: of the piece that is waited for, in prefix mode."""
+        official = self.compat == "official"
+        return SpeechDecoder(self.session, self.manifest, rng, mode, zero_noise, official, first_codes)

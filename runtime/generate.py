@@ -25,21 +25,20 @@ class Decoder:
         self._seqlens_k = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._bound: dict[int, tuple[Bound, np.ndarray, np.ndarray]] = {}
+        self._moves = cache.moves  # of the buffers that are bound
 
-    def prefill(self, rows: NDArray[np.floating]) -> Iterator[NDArray[np.floating]]:
-        """Read rows [n, hidden], a piece at a time; yields the last hidden state [1, hidden] after each piece.
+    def prefill(self, rows: NDArray[np.floating], piece: int = PIECE) -> Iterator[NDArray[np.floating]]:
+        """Read rows [n, hidden], `piece` at a time; yields the last hidden state [1, hidden] after each piece.
 
         PromptError before the first piece if the context cannot hold all of them.
         """
-        if self.cache.reserve(len(rows)):
-            self._bound.clear()
-        for start in range(0, len(rows), PIECE):
-            yield self._run(rows[start : start + PIECE])[-1:]
+        self.cache.reserve(len(rows))
+        for start in range(0, len(rows), piece):
+            yield self._run(rows[start : start + piece])[-1:]
 
     def decode_step(self, row: NDArray[np.floating]) -> NDArray[np.floating]:
         """Read one row [1, hidden] and return its hidden state [1, hidden], valid until the next run."""
-        if self.cache.reserve(1):
-            self._bound.clear()
+        self.cache.reserve(1)
         return self._run(row)
 
     def _run(self, rows: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -54,6 +53,9 @@ class Decoder:
 
     def _buffers(self, count: int) -> tuple[Bound, np.ndarray, np.ndarray]:
         """Bindings by number of rows: the single step's for good, and those of the last piece of a prefill."""
+        if self._moves != self.cache.moves:  # whoever made the cache grow
+            self._bound.clear()
+            self._moves = self.cache.moves
         if count not in self._bound:
             for other in [other for other in self._bound if other not in (1, PIECE)]:
                 del self._bound[other]

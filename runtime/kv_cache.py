@@ -17,6 +17,7 @@ class KVCache:
 
     def __init__(self, layout: CacheLayout, capacity: int = FIRST_CAPACITY):
         self.layout, self.length = layout, 0
+        self.moves = 0  # how often the buffers have moved, so that who has bound them sees it
         self.buffers: dict[str, np.ndarray] = {}
         self._allocate(min(capacity, layout.max_positions))
 
@@ -43,6 +44,7 @@ class KVCache:
         while capacity < wanted:
             capacity *= 2
         self._allocate(min(capacity, self.layout.max_positions))
+        self.moves += 1
         return True
 
     def append(self, count: int) -> None:
@@ -57,11 +59,32 @@ class KVCache:
 
     def copy_from(self, other: "KVCache") -> None:
         """Take over the positions of another cache of the same layout."""
-        self.length = 0
-        self.reserve(other.length)
+        self.copy_rows(other, 0, other.length)
+
+    def copy_rows(self, other: "KVCache", start: int, end: int) -> None:
+        """Keep the first `start` positions, take over those up to `end` from a cache of the same layout, forget others.
+
+        ValueError where this one has fewer than `start`, or the other fewer than `end`.
+        """
+        if not 0 <= start <= min(end, self.length) or end > other.length:
+            raise ValueError(f"cannot take positions {start} to {end} of {other.length} behind {self.length}")
+        self.length = start
+        self.reserve(end - start)
         for name, buffer in self.buffers.items():
-            buffer[:, :, : other.length] = other.buffers[name][:, :, : other.length]
-        self.length = other.length
+            buffer[:, :, start:end] = other.buffers[name][:, :, start:end]
+        self.length = end
+
+    def equals(self, other: "KVCache", end: int) -> bool:
+        """Whether both caches hold the same first `end` positions, bit for bit."""
+        if end > min(self.length, other.length):
+            return False
+        pairs = ((buffer[:, :, :end], other.buffers[name][:, :, :end]) for name, buffer in self.buffers.items())
+        return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def _allocate(self, capacity: int) -> None:
         shape = (1, self.layout.kv_heads, capacity, self.layout.head_dim)

@@ -1,6 +1,6 @@
 """Codes in, mel frames out: audio decoder, prenet and Euler steps of the flow, chunk by chunk with carried state."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from math import prod
 from typing import Protocol
 
@@ -50,6 +50,7 @@ class MelStream:
     def mel(self, hidden: Array, last: bool) -> Iterator[Array]:
         """States [1, T, d] of the next frames -> their mel [1, mel_bins, t], in pieces of at most one chunk.
 
+        An empty piece comes after each Euler step, so that the caller may do something else in between.
         Exact, given the states, where T ends a chunk or the segment. Noise is drawn frame by frame, so that grouping
         does not change it. Where all frames are known but more state would have to be carried than is allowed, each
         Euler step takes all that is left in one go. Where more frames are to come, the oldest chunks are forgotten.
@@ -58,7 +59,7 @@ class MelStream:
         while pieces:
             fits = self._carried + self.layout.chunk_frames <= self._limit or not last
             group, pieces = (pieces[:1], pieces[1:]) if fits else (pieces, [])
-            yield from self._flow(group, last and not pieces)
+            yield from (yield from self._flow(group, last and not pieces))
             self._forget(self._carried - self._limit)
         if last:
             self._release()
@@ -68,7 +69,7 @@ class MelStream:
         chunk = self.layout.chunk_frames
         return np.split(hidden, list(range(chunk - self._open_mu.shape[1], hidden.shape[1], chunk)), axis=1)
 
-    def _flow(self, group: list[Array], ends: bool) -> list[Array]:
+    def _flow(self, group: list[Array], ends: bool) -> Generator[Array, None, list[Array]]:
         """States of a chunk's next frames, or of all chunks that are left -> mel of those frames."""
         mus = [self.prenet.run(hidden=hidden)["mu"] for hidden in group]
         noises = [self._noise(mu.shape[1]) for mu in mus]
@@ -76,12 +77,12 @@ class MelStream:
         mus[0] = np.concatenate([self._open_mu, mus[0]], axis=1)
         noises[0] = np.concatenate([self._open_noise, noises[0]], axis=2)
         is_open = not ends and mus[-1].shape[1] < self.layout.chunk_frames
-        mels = self._integrate(noises, mus, keep=not ends and not is_open)
+        mels = yield from self._integrate(noises, mus, keep=not ends and not is_open)
         self._open_mu = mus[-1] if is_open else mus[-1][:, :0]
         self._open_noise = noises[-1] if is_open else noises[-1][:, :, :0]
         return [mels[0][:, :, sent:], *mels[1:]]
 
-    def _integrate(self, noises: list[Array], mus: list[Array], keep: bool) -> list[Array]:
+    def _integrate(self, noises: list[Array], mus: list[Array], keep: bool) -> Generator[Array, None, list[Array]]:
         """All Euler steps over consecutive chunks; without `keep` the steps' state stays as it was."""
         xs = noises
         for index, step in enumerate(self.steps):
@@ -90,6 +91,7 @@ class MelStream:
             xs = [step.run(x=x, mu=mu, step=at)["x_next"] for x, mu in zip(xs, mus, strict=True)]
             if not keep:
                 step.state = before
+            yield xs[0][:, :, :0]
         if keep:
             self._carried += sum(mu.shape[1] for mu in mus)
         return xs

@@ -134,6 +134,33 @@ class PromptFormat:
         draft.template(self._assistant(spoken)[1])
         return draft.prompt()
 
+    def open_user(self) -> Prompt:
+        """The beginning of a user turn that comes in pieces."""
+        draft = _Draft(self)
+        draft.template(self.template.user[0])
+        return draft.prompt()
+
+    def show(self, image: Image) -> Prompt:
+        """A picture by itself, within a user turn that comes in pieces."""
+        draft = _Draft(self)
+        draft.part(image)
+        return draft.prompt()
+
+    def sound(self, codes: Codes, *, opens: bool, closes: bool) -> Prompt:
+        """A piece of an audio, within such a turn: its codes [L, n_q], the tag before its first and behind its last."""
+        draft = _Draft(self)
+        draft.sound(codes, opens=opens, closes=closes)
+        return draft.prompt()
+
+    def close_user(self, spoken: bool | None, text: str = "") -> Prompt:
+        """The end of such a turn, behind a text, and the beginning of its answer; `spoken` None: nobody answers it."""
+        draft = _Draft(self)
+        draft.text(text)
+        draft.template(self.template.user[1])
+        if spoken is not None:
+            draft.template(self._assistant(spoken)[0])
+        return draft.prompt()
+
     def transcribe(self, audio: Audio) -> Prompt:
         """The whole prompt that asks for the words of an audio. PromptError where the bundle has no such prompt."""
         if self.template.transcribe is None:
@@ -240,6 +267,14 @@ class _Draft:
     def _append(self, ids: list[int]) -> None:
         self.ids += [*self.format.tokenizer.encode(self.run, special=False).tolist(), *ids]
         self.run = ""
+
+    def sound(self, codes: Codes, *, opens: bool, closes: bool) -> None:
+        if opens:
+            self.place("audio_start")
+        self.place("audio_pad", len(codes))
+        if closes:
+            self.place("audio_end")
+        self.codes.append(_checked_codes(codes, self.format.codebook_sizes))
 
     def _audio(self, start: str, codes: Codes, end: str) -> None:
         self.place(start)

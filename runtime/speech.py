@@ -21,7 +21,10 @@ EMPTY = np.empty(0, np.float32)
 
 @dataclass(frozen=True)
 class Pieces:
-    """After how many codes a segment is decoded: `first`, then every multiple of `chunk`; never more than `longest`."""
+    """After how many codes a segment is decoded: `first`, twice that and so on up to `chunk`, then its multiples.
+
+    Doubling keeps more sound in hand than the next piece takes to make. Never more than `longest`.
+    """
 
     first: int
     chunk: int
@@ -43,6 +46,8 @@ class Pieces:
     def next(self, done: int) -> int:
         """Codes of the piece that follows `done` of them."""
         end = self.first if done < self.first else (done // self.chunk + 1) * self.chunk
+        if self.first <= done < self.chunk:
+            end = min(2 * done, self.chunk)
         return min(end, self.longest) - done
 
 
@@ -67,6 +72,7 @@ class SegmentStream:
         self._noise, wave_noise = (None, None) if rng is None else rng.spawn(2)
         self._mel = MelStream(graph, layout, self._noise)
         self._wave = WaveStream(graph("vocoder_f0"), graph("vocoder"), layout, wave_noise)
+        self._wave_frames = layout.chunk_frames // (1 if mode == "exact" else 2)  # what the vocoder makes at once
         self._waiting: list[Codes] = []  # rows that are not decoded yet
         self._done = 0  # rows that are, since the start or since the position table ran out
         self._ended = False
@@ -76,6 +82,10 @@ class SegmentStream:
 
         The row with the end code and what follows it are dropped. Raises EdgeOmniError for codes that no codebook has.
         """
+        return only_sound(self.work(codes))
+
+    def work(self, codes: np.ndarray) -> Iterator[Array]:
+        """As `push`, with no samples (m = 0) after a piece of work that gave none: time for something else."""
         if not self._ended:
             rows, self._ended = spoken_rows(codes, self.layout)
             self._waiting += list(rows)
@@ -83,6 +93,10 @@ class SegmentStream:
 
     def finish(self) -> Iterator[Array]:
         """Yields the rest of the samples; none for a segment without codes. The segment is over then."""
+        return only_sound(self.work_to_end())
+
+    def work_to_end(self) -> Iterator[Array]:
+        """As `finish`, with no samples after a piece of work that gave none."""
         self._ended = True
         return self._decode(ends=True)
 
@@ -98,10 +112,14 @@ class SegmentStream:
         self._done += len(codes)
         full = self._done == self.pieces.longest
         for mel in self._mel.mel(self._mel.hidden(codes, last), last or full):
-            if (samples := self._wave.push(mel)).size:
-                yield samples
+            for part in np.split(mel, range(self._wave_frames, mel.shape[2], self._wave_frames), axis=2):
+                yield self._wave.push(part)
         if full:
             self._mel, self._done = MelStream(self.graph, self.layout, self._noise), 0
+
+
+def only_sound(waves: Iterator[Array]) -> Iterator[Array]:
+    return (wave for wave in waves if wave.size)
 
 
 def spoken_rows(codes: np.ndarray, layout: SpeechLayout) -> tuple[Codes, bool]:
@@ -182,11 +200,13 @@ class SpeechDecoder:
         mode: Mode = "exact",
         zero_noise: bool = False,
         official: bool = False,
+        first_codes: int | None = None,
     ):
         if manifest.speech is None:
             raise EdgeOmniError(f"{manifest.family} does not speak: the bundle has no graphs from codes to a waveform")
         self.graph, self.layout = graph, manifest.speech
         self.mode: Mode = mode
+        self.first_codes = first_codes  # of the first piece of the reply, in prefix mode; None: as all others
         self.rng = None if zero_noise else rng
         self.seams = Seams(self.layout.overlap_samples, official)
         self._segment: SegmentStream | None = None
@@ -198,13 +218,26 @@ class SpeechDecoder:
 
     def push(self, codes: np.ndarray) -> Iterator[AudioChunk]:
         """Take codes [n, codebooks] of the segment, now; yields the audio that became certain."""
-        self._segment = self._segment or self.segment()
-        return self._joined(self._segment.push(codes))
+        return only_audio(self.work(codes))
+
+    def work(self, codes: np.ndarray) -> Iterator[AudioChunk | None]:
+        """As `push`, with None after each piece of work that gave no audio."""
+        self._segment = self._segment or self._begin()
+        return self._joined(self._segment.work(codes))
+
+    def _begin(self) -> SegmentStream:
+        """The reply's next segment; only its first one is waited for."""
+        first, self.first_codes = self.first_codes, None
+        return self.segment(first_codes=first)
 
     def end_segment(self) -> Iterator[AudioChunk]:
         """Yields the rest of the segment but its end, which waits for the next one or for `finish`."""
-        segment, self._segment = self._segment or self.segment(), None
-        yield from self._joined(segment.finish())
+        return only_audio(self.work_to_end())
+
+    def work_to_end(self) -> Iterator[AudioChunk | None]:
+        """As `end_segment`, with None after each piece of work that gave no audio."""
+        segment, self._segment = self._segment or self._begin(), None
+        yield from self._joined(segment.work_to_end())
         yield from self._chunk(self.seams.end_segment())
 
     def finish(self) -> Iterator[AudioChunk]:
@@ -213,9 +246,12 @@ class SpeechDecoder:
             yield from self.end_segment()
         yield from self._chunk(self.seams.finish())
 
-    def _joined(self, waves: Iterator[Array]) -> Iterator[AudioChunk]:
+    def _joined(self, waves: Iterator[Array]) -> Iterator[AudioChunk | None]:
         for wave in waves:
-            yield from self._chunk(self.seams.push(wave))
+            if (samples := self.seams.push(wave)).size:
+                yield from self._chunk(samples)
+            else:
+                yield None
 
     def _chunk(self, samples: Array) -> Iterator[AudioChunk]:
         if samples.size:
@@ -247,6 +283,10 @@ class SpeechDecoder:
             states.append(stream.hidden(piece, done == len(codes)))
             mels += stream.mel(states[-1], done == len(codes))
         return np.concatenate(states, axis=1), np.concatenate(mels, axis=2)
+
+
+def only_audio(items: Iterator[AudioChunk | None]) -> Iterator[AudioChunk]:
+    return (item for item in items if item is not None)
 
 
 @dataclass(frozen=True)

@@ -184,12 +184,12 @@ def test_prefix_mode_answers_as_soon_as_one_more_code_than_a_chunk_is_known():
     assert sum(map(len, stream.finish())) > 0
 
 
-def test_pieces_end_with_the_first_chunk_then_with_whole_chunks_and_never_pass_the_position_table():
+def test_pieces_double_up_to_a_chunk_then_end_with_whole_chunks_and_never_pass_the_position_table():
     pieces = Pieces(first=5, chunk=25, longest=60)
     ends = [0]
     while ends[-1] < 60:
         ends.append(ends[-1] + pieces.next(ends[-1]))
-    assert ends == [0, 5, 25, 50, 60]
+    assert ends == [0, 5, 10, 20, 25, 50, 60]
     assert Pieces.of(layout(), "exact", 3, 2).next(0) == layout().max_frames // layout().frames_per_code
 
 

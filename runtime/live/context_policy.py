@@ -1,0 +1,90 @@
+"""What a conversation forgets when its context fills up: oldest pictures first, then oldest whole turns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from runtime.context import Context
+
+KEPT_SHARE = 0.5  # of the context: what is kept, so that the next turns fit without forgetting again
+
+Span = tuple[int, int]  # positions from, to
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The positions that are kept, in order, and what goes."""
+
+    kept: tuple[Span, ...]
+    pictures: int
+    turns: int
+    length: int  # of the conversation before
+    full: bool  # the context was; else only turns that are too old go
+
+    @property
+    def positions(self) -> int:
+        return sum(end - start for start, end in self.kept)
+
+    def __str__(self) -> str:
+        counted = ((self.pictures, "picture"), (self.turns, "turn"))
+        gone = [f"the oldest {n} {what}{'s' * (n > 1)}" for n, what in counted if n]
+        return f"forgot {' and '.join(gone)}: {self.length} positions were used, {self.positions} are kept"
+
+
+def plan(
+    context: Context, pinned: int, starts: Sequence[int], reserve: int, remember: int | None = None
+) -> Plan | None:
+    """What to keep so that `reserve` more positions fit, and no more than `remember` turns; None if all may stay.
+
+    The first `pinned` positions (the system prompt) always stay. Turns begin at `starts`. The newest turn and its
+    pictures go last; a picture goes with its tags.
+    """
+    length, most = len(context.ids), context.cache.layout.max_positions
+    old = 0 if remember is None else max(0, len(starts) - remember)
+    full = length + reserve > most
+    if not starts or not (full or old):
+        return None
+    goal = max(pinned, min(most - reserve, int(KEPT_SHARE * most))) if full else length
+    turns = list(zip(starts, [*starts[1:], length], strict=True))
+    gone = _forget(turns, old, pictures(context, starts[old] if old < len(starts) else length), goal)
+    turned = [span for span in gone if span in turns]
+    return Plan(tuple(_kept(length, gone)), len(gone) - len(turned), len(turned), length, full)
+
+
+def _forget(turns: Sequence[Span], old: int, seen: Sequence[Span], goal: int) -> list[Span]:
+    """What goes: the first `old` turns, then as many pictures and turns as have to."""
+    newest, length = turns[-1][0], turns[-1][1]
+    order = [span for span in seen if span[0] < newest] + list(turns[old:-1])
+    order += [span for span in seen if span[0] >= newest] + list(turns[max(old, len(turns) - 1) :])
+    gone = list(turns[:old])
+    for span in order:
+        if _size(_kept(length, gone)) <= goal:
+            break
+        gone.append(span)
+    return gone
+
+
+def _kept(length: int, gone: Sequence[Span]) -> list[Span]:
+    keep = np.ones(length + 2, np.bool_)
+    keep[0] = keep[-1] = False
+    for start, end in gone:
+        keep[start + 1 : end + 1] = False
+    edges = np.flatnonzero(keep[1:] != keep[:-1])
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
+def _size(spans: Sequence[Span]) -> int:
+    return sum(end - start for start, end in spans)
+
+
+def pictures(context: Context, start: int) -> list[Span]:
+    """Each picture from position `start` on, its tags included."""
+    tokens, found, begin = context.manifest.tokens, [], None
+    for position in range(start, len(context.ids)):
+        if context.ids[position] == tokens.img_start:
+            begin = position
+        elif context.ids[position] == tokens.img_end and begin is not None:
+            found.append((begin, position + 1))
+            begin = None
+    return found
