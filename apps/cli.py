@@ -471,6 +471,14 @@ def bench(
             "llama.cpp,onnxruntime-genai,transformers or some of them."
         ),
     ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Measure, instead of all else, how a live conversation takes turns.")
+    ] = False,
+    scenes: Annotated[int, typer.Option(min=1, help="Scenes of turn-taking that --live draws.")] = 300,
+    questions: Annotated[int, typer.Option(min=1, help="Questions that --live takes the time of.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the scenes of --live.")] = 0,
+    vad: Annotated[VadName, typer.Option(help="What tells speech from other sounds, with --live.")] = "auto",
+    no_aec: Annotated[bool, typer.Option("--no-aec", help="No echo cancelling, with --live.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on this CPU: starts and memory, prefill, decode, overhead, bandwidth, a whole turn."""
@@ -486,6 +494,13 @@ def bench(
         if against is not None:
             compared = bench_against.against(bundle, against.split(","), threads or (1, 2), repeats, shown)
             return emit(asdict(compared)) if as_json else bench_show.show_against(compared)
+        if live:
+            from apps.bench import live as bench_live
+            from apps.bench import live_show
+
+            how = bench_live.How(scenes, questions, seed, (threads or [0])[0], vad, not no_aec)
+            talked = bench_live.bench_live(bundle, how, shown)
+            return emit(bench_live.record(talked)) if as_json else live_show.show_live(talked)
         result = benchmark.bench(bundle, threads or (1, 2), lengths or (32, 128, 512), repeats, audio_head, shown)
     return emit(benchmark.record(result)) if as_json else bench_show.show(result)
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ from apps.bench.scenes import (
     spread_kinds,
     with_pause,
 )
-from apps.bench.score import Heard, figures, judge, share
+from apps.bench.score import Heard, figures, judge, right_answers, share
 from runtime.audio import Wave
 from runtime.live.events import LiveEvent, ReplyEnded, State, Transition
 from runtime.live.player import Player
@@ -189,8 +190,9 @@ def test_two_thirds_of_the_samples_keep_a_tone_and_lose_what_would_fold() -> Non
 # Scoring
 
 
-def heard_of(kind: str, spans: list[tuple[Part, float, float]], **what) -> Heard:
+def heard_of(kind: str, spans: list[tuple[Part, float, float]], **what: Any) -> Heard:
     parts = tuple(one for one, _, _ in spans)
+    what = {"begun": [start + 100 for _, start, _ in spans]} | what
     return Heard(scene(*parts, kind=kind), [Span(*one) for one in spans], **what)
 
 
@@ -216,15 +218,24 @@ def ended(t: float, interrupted: bool, text: str = "yes") -> ReplyEnded:
 def test_a_question_is_answered_only_if_taken_whole_and_heard(
     taken: list[float], sounding: list[float], expected: str
 ) -> None:
-    (found,) = judge(heard_of("question", [(QUESTION, 1000, 2000)], taken=taken, sounding=sounding))
+    spans = [(QUESTION, 1000.0, 2000.0)]
+    (found,) = judge(heard_of("question", spans, taken=taken, sounding=sounding, begun=[1100.0]))
     assert found.outcome == expected
     assert found.wrong is (expected != "answered")
 
 
+def test_a_question_over_an_answer_that_is_noticed_after_a_second_is_missed() -> None:
+    spans = [(QUESTION, 1000.0, 2000.0), (SECOND, 3500.0, 5000.0)]
+    usual = {"taken": [2700.0, 5600.0], "sounding": [2900.0, 5700.0]}
+    found = judge(heard_of("barge-in", spans, begun=[1100.0, 4600.0], **usual))
+    assert [one.outcome for one in found] == ["answered", "noticed late"]
+    assert figures(found)["missed barge-ins"].count == 1
+
+
 def test_a_cough_may_duck_an_answer_but_not_end_it() -> None:
     spans = [(QUESTION, 1000.0, 2000.0), (COUGH, 3500.0, 3800.0)]
-    usual = {"taken": [2700.0], "sounding": [2900.0, 3500.0]}
-    kept = judge(heard_of("cough while speaking", spans, replies=[ended(5000, False)], begun=[3700.0], **usual))
+    usual = {"taken": [2700.0], "sounding": [2900.0, 3500.0], "begun": [1100.0, 3700.0]}
+    kept = judge(heard_of("cough while speaking", spans, replies=[ended(5000, False)], **usual))
     assert [one.outcome for one in kept] == ["answered", "ignored"]
     lost = judge(heard_of("cough while speaking", spans, replies=[ended(4500, True)], **usual))
     assert [one.outcome for one in lost] == ["answered", "interrupted"]
@@ -264,6 +275,8 @@ def test_the_text_of_an_answer_is_the_one_that_ended_after_its_question_was_take
     found = judge(heard_of("barge-in", spans, taken=[2700.0, 5100.0], sounding=[2900.0, 5300.0], replies=replies))
     assert [one.said for one in found] == ["no", " Yes"]
     assert [one.right for one in found] == [False, True]
+    rights = right_answers(found)
+    assert {kind: (one.count, one.n) for kind, one in rights.items()} == {"barge-in": (1, 1), "question": (0, 1)}
 
 
 def test_times_count_from_the_beginning_of_the_scene() -> None:

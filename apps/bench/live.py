@@ -7,7 +7,7 @@ same scenes are heard by the plain rule, whose answers are recordings.
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,10 @@ from apps.bench.bench import Machine, machine
 from apps.bench.live_memory import Memory, memory
 from apps.bench.scene_sounds import Sounds, recorded_questions
 from apps.bench.scenes import HOP, MS, Microphone, Scene, Thirds, draw_scene, draw_scenes
-from apps.bench.score import Heard, Judged, Share, figures, judge, share
-from apps.conversation import VadName, Voice, open_live
+from apps.bench.score import Heard, Judged, Share, figures, judge, right_answers
+from apps.conversation import Voice, open_live
+from apps.doctor import cache_folder
+from apps.options import VadName
 from runtime.audio import Wave
 from runtime.bundle import read_bundle
 from runtime.conversation import Choices, Conversation
@@ -124,7 +126,8 @@ class Quality:
 
     shares: dict[str, Share]
     sounds: tuple[Judged, ...]
-    right_answers: Share | None = None  # word for word, of the questions that were answered
+    right: dict[str, Share] = field(default_factory=dict)  # answers word for word, of those to questions of each kind
+    logs: dict[str, list[str]] = field(default_factory=dict)  # what happened in the scenes that went wrong
 
 
 @dataclass(frozen=True)
@@ -158,15 +161,23 @@ class Talk:
 
 
 @dataclass(frozen=True)
+class How:
+    """What to measure, and with what."""
+
+    scenes: int = 300
+    questions: int = 100
+    seed: int = 0
+    threads: int = 0  # of each graph; 0: as many as there are cores
+    vad: VadName = "auto"
+    aec: bool = True
+
+
+@dataclass(frozen=True)
 class LiveBench:
     bundle: str
     recipe: str | None
     machine: Machine
-    threads: int
-    scenes: int
-    seed: int
-    vad: str
-    aec: bool
+    how: How
     left_out: str | None
     ours: Quality
     rules: dict[str, Quality]
@@ -177,54 +188,40 @@ class LiveBench:
     wall_seconds: float
 
 
-def bench_live(
-    bundle: Path,
-    scenes: int = 300,
-    questions: int = 100,
-    seed: int = 0,
-    threads: int = 0,
-    vad: VadName = "auto",
-    aec: bool = True,
-    cache: Path | None = None,
-    settings: Settings | None = None,
-    progress: Progress = lambda doing: None,
-) -> LiveBench:
+def bench_live(bundle: Path, how: How = How(), progress: Progress = lambda doing: None) -> LiveBench:
     """Measure everything. EdgeOmniError where the bundle cannot hold a spoken conversation."""
     manifest = read_bundle(bundle)
     if manifest.audio is None or manifest.speech is None:
         raise EdgeOmniError(f"{bundle} ({manifest.family}) cannot both listen and speak, so it holds no conversation")
     began, load, sounds = time.perf_counter(), os.getloadavg()[0], Sounds()
-    engine = Engine(bundle, Options(threads=threads, prepack_cache=cache))
+    cache = cache_folder()
+    engine = Engine(bundle, Options(threads=how.threads, prepack_cache=cache))
 
     def party() -> Ours:
-        return Ours(engine, settings or Settings(), vad, aec)
+        return Ours(engine, Settings(), how.vad, how.aec)
 
-    drawn = list(draw_scenes(scenes, seed, sounds))
+    drawn = list(draw_scenes(how.scenes, how.seed, sounds))
     ours = _quality([run_scene(scene, party()) for scene in _counted(drawn, "scene", progress)], answers=True)
     rules = {
         name: _quality([run_scene(scene, rule()) for scene in _counted(drawn, f"scene by {name}", progress)])
-        for name, rule in plain_rules(engine, vad).items()
+        for name, rule in plain_rules(engine, how.vad).items()
     }
-    latency = measure_latency(party, questions, seed + 1, sounds, progress)
+    latency = measure_latency(party, how.questions, how.seed + 1, sounds, progress)
     progress(f"a conversation of {TURNS} turns")
-    talk = measure_talk(party(), seed + 2, sounds)
+    talk = measure_talk(party(), how.seed + 2, sounds)
     progress("idle")
     return LiveBench(
         bundle=str(bundle),
         recipe=manifest.quantization.recipe if manifest.quantization else None,
         machine=machine(load),
-        threads=threads,
-        scenes=len(drawn),
-        seed=seed,
-        vad=vad,
-        aec=aec,
+        how=how,
         left_out=sounds.lacks,
         ours=ours,
         rules=rules,
         latency=latency,
         talk=talk,
         idle_share=idle_share(party(), IDLE_SECONDS),
-        memory=memory(bundle, threads, cache),
+        memory=memory(bundle, how.threads, cache),
         wall_seconds=time.perf_counter() - began,
     )
 
@@ -236,9 +233,10 @@ def _counted(scenes: Sequence[Scene], what: str, progress: Progress) -> Iterator
 
 
 def _quality(heard: Iterable[Heard], answers: bool = False) -> Quality:
-    sounds = tuple(sound for one in heard for sound in judge(one))
-    given = [sound for sound in sounds if sound.outcome == "answered"]
-    return Quality(figures(sounds), sounds, share(sound.right for sound in given) if answers else None)
+    found = [(one, judge(one)) for one in heard]
+    sounds = tuple(sound for _, judged in found for sound in judged)
+    logs = {one.scene.name: one.log for one, judged in found if answers and any(sound.wrong for sound in judged)}
+    return Quality(figures(sounds), sounds, right_answers(sounds) if answers else {}, logs)
 
 
 def plain_rules(engine: Engine, vad: VadName) -> dict[str, Callable[[], Ruled]]:

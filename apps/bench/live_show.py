@@ -14,7 +14,7 @@ SHOWN = 40  # mistakes that are told one by one
 def show_live(result: LiveBench) -> None:
     """The result for people."""
     found = result.machine
-    tables.line(f"{result.bundle}: {result.recipe or 'floats'}, {result.scenes} scenes of seed {result.seed}")
+    tables.line(f"{result.bundle}: {result.recipe or 'floats'}, {result.how.scenes} scenes of seed {result.how.seed}")
     tables.line(f"{found.cpu}, {found.cores} cores, load {found.load_before:.1f} before, {found.load_after:.1f} after")
     if result.left_out:
         tables.line(f"Left out: {result.left_out}")
@@ -56,10 +56,10 @@ def _cells(waits: Waits | None) -> tuple[str, ...]:
 
 
 def _lines(result: LiveBench) -> Iterator[str]:
-    talk, memory, right = result.talk, result.memory, result.ours.right_answers
+    talk, memory = result.talk, result.memory
     yield f"\n{result.latency.answered} of {result.latency.questions} spoken questions were answered for these times."
-    if right is not None:
-        yield f"In the scenes {right.count} of {right.n} answers were right word for word."
+    right = (f"{kind} {share.count} of {share.n}" for kind, share in result.ours.right.items())
+    yield f"Right word for word in the scenes: {', '.join(right)}."
     yield (
         f"In a conversation of {talk.turns} turns, {talk.seconds:.0f} s: {talk.answered} answered, {talk.underruns} "
         f"underruns; the longest that a hop waited was {talk.longest_wait_ms:.0f} ms."

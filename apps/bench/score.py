@@ -6,15 +6,17 @@ from typing import Literal
 
 import numpy as np
 
-from apps.bench.scenes import Part, Scene, Span
+from apps.bench.scenes import WHILE_SPEAKING, Part, Scene, Span
 from quant.comparison.metrics import proportion_interval
 from runtime.live.events import LiveEvent, ReplyEnded, Transition, TurnTimes
 
-# A question is answered, taken before its end, or not answered. Another sound is ignored, taken for a turn, or has cut
-# an answer short. void: the answer that it should have disturbed never came.
-Outcome = Literal["answered", "cut off", "unanswered", "ignored", "taken", "interrupted", "void"]
-ERRORS: tuple[Outcome, ...] = ("cut off", "unanswered", "taken", "interrupted")
+# A question is answered, taken before its end, noticed so late that its beginning is lost, or not answered. Another
+# sound is ignored, taken for a turn, or has cut an answer short. void: what it should have disturbed never came.
+Outcome = Literal["answered", "cut off", "noticed late", "unanswered", "ignored", "taken", "interrupted", "void"]
+MISSED: tuple[Outcome, ...] = ("noticed late", "unanswered")
+ERRORS: tuple[Outcome, ...] = ("cut off", *MISSED, "taken", "interrupted")
 
+NOTICED_MS = 800.0  # after the beginning of a question it must have been noticed that somebody speaks
 EARLY_MS = 50.0  # before the end of a question it may be taken: its last sound is quiet
 LATE_MS = 5000.0  # after the end of a sound, what follows is no longer due to it
 ECHO = Part("echo", "nothing", np.zeros(0, np.float32), 0.0, True, "own voice")  # what plays is no recording
@@ -27,7 +29,7 @@ class Heard:
     scene: Scene
     spans: list[Span] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)  # turns that will be answered
-    begun: list[float] = field(default_factory=list)  # speech over an answer
+    begun: list[float] = field(default_factory=list)  # when it was noticed that somebody speaks
     replies: list[ReplyEnded] = field(default_factory=list)
     times: list[TurnTimes] = field(default_factory=list)
     sounding: list[float] = field(default_factory=list)
@@ -54,7 +56,7 @@ class Heard:
         judged = event.event in ("G(QUERY)", "V_END") or (event.event == "G_TO" and event.state == "GATE")
         if judged and event.next in ("THINK", "SPEAK"):
             self.taken.append(t)
-        if event.event == "V_ON" and event.next == "R_HEAR":
+        if event.event == "V_ON" and event.next in ("HEAR", "R_HEAR"):
             self.begun.append(t)
         self.log.append(f"{t:.0f} {event.state} {event.event} {event.next} {event.detail}".rstrip())
 
@@ -110,7 +112,10 @@ def _outcome(heard: Heard, span: Span, until: float, cut_short: Sequence[float])
         return "taken" if taken else "ignored"
     if any(t < span.end - EARLY_MS for t in taken):
         return "cut off"
-    return "answered" if taken and any(t > taken[0] for t in heard.sounding) else "unanswered"
+    if not taken or not any(t > taken[0] for t in heard.sounding):
+        return "unanswered"
+    noticed = any(span.start - NOTICED_MS <= t <= span.start + NOTICED_MS for t in heard.begun)
+    return "answered" if noticed else "noticed late"
 
 
 def _judged(heard: Heard, span: Span, outcome: Outcome, start: float) -> Judged:
@@ -152,12 +157,23 @@ def figures(judged: Iterable[Judged]) -> dict[str, Share]:
     found = {
         "answered questions": share(sound.outcome == "answered" for sound in questions),
         "cut-off questions": share(sound.outcome == "cut off" for sound in questions),
-        "missed barge-ins": share(sound.outcome == "unanswered" for sound in over),
+        "missed barge-ins": share(sound.outcome in MISSED for sound in over),
         "false interruptions by noises and echoes": share(sound.wrong for sound in others if sound.sound in SOUNDLESS),
     }
     for kind in sorted({sound.sound for sound in others}):
         found[f"false interruptions by {kind}"] = share(sound.wrong for sound in others if sound.sound == kind)
     return found | {"errors": share(sound.wrong for sound in sounds)}
+
+
+def right_answers(judged: Iterable[Judged]) -> dict[str, Share]:
+    """How many answers are right word for word, by how their questions were asked."""
+    found: dict[str, list[bool]] = {}
+    sounds = list(judged)
+    for sound in sounds:
+        if sound.outcome == "answered":
+            first = sound.kind in WHILE_SPEAKING and sound.start < _last(sounds, sound)
+            found.setdefault("question" if first or sound.kind == "echo" else sound.kind, []).append(sound.right)
+    return {kind: share(rights) for kind, rights in sorted(found.items())}
 
 
 BARGE_INS = ("barge-in", "double talk")
