@@ -48,7 +48,7 @@ class EchoCanceller:
         pieces = np.split(self._waiting[:, :whole], whole // TEN_MS, axis=1)
         done = np.concatenate([self._done, *(self._ten_ms(*piece) for piece in pieces)])
         self._waiting, self._done = self._waiting[:, whole:], done[HOP:]
-        return done[:HOP].astype(np.float32) / 32768
+        return done[:HOP].astype(np.float32) / np.float32(32768)
 
     def _ten_ms(self, mic: NDArray[np.int16], reference: NDArray[np.int16]) -> NDArray[np.int16]:
         """The native library ends the process on any other length, so nothing else may reach it."""
@@ -108,7 +108,7 @@ class EchoTest:
         self._played = np.concatenate([self._played[HOP:], heard(chunk)])
 
     def suspicious(self, mic: Wave, cleaned: Wave | None = None) -> bool:
-        """Whether this hop of the raw microphone looks like our own echo; `cleaned` is what the canceller left of it."""
+        """Whether this hop of the raw microphone looks like our own echo; `cleaned`: what the canceller left of it."""
         mic = heard(mic)
         self._mic = np.concatenate([self._mic[HOP:], mic])
         self._hops += 1

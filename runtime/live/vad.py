@@ -29,7 +29,7 @@ MARGIN_DB = 12.0  # above the background: as likely speech as not
 
 class Detector(Protocol):
     def probability(self, chunk: Wave) -> float:
-        """Of speech in one hop, float32 [512] at 16 kHz in [-1, 1]. NaN counts as silence; EdgeOmniError on a length."""
+        """Of speech in one hop, float32 [512] at 16 kHz. NaN counts as silence; EdgeOmniError on another length."""
         ...
 
     def reset(self) -> None:
@@ -44,8 +44,8 @@ class BundleDetector:
         graph = engine.manifest.graphs.get("vad")
         if graph is None:
             raise EdgeOmniError(
-                f"{engine.folder} ({engine.manifest.family}) has no graph 'vad', so it cannot tell when somebody speaks; "
-                "choose --vad silero"
+                f"{engine.folder} ({engine.manifest.family}) has no graph 'vad', so it cannot tell when "
+                "somebody speaks; choose --vad silero"
             )
         self._graph = Carried(Session(engine.folder, graph, replace(engine.options, threads=1, provider="cpu")))
 
