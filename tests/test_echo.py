@@ -107,12 +107,12 @@ def test_our_own_output_is_suspicious_at_minus_10_db_whatever_its_delay(delay_ms
 
 
 def test_another_voice_is_not_suspicious_while_something_plays() -> None:
-    said = other() * np.float32(10 ** (-10 / 20))
+    said = (other() * 10 ** (-10 / 20)).astype(np.float32)
     assert suspected(said, speech())[voiced(said)].mean() < 0.1
 
 
 def test_a_person_6_db_over_the_echo_is_mostly_told_from_it() -> None:
-    said = other() * np.float32(10 ** ((-10 + 6) / 20))
+    said = (other() * 10 ** ((-10 + 6) / 20)).astype(np.float32)
     mic = in_room(120, -10) + said
     assert suspected(mic, speech())[voiced(said)].mean() < 0.35
 

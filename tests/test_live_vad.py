@@ -2,7 +2,6 @@
 
 import builtins
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +19,8 @@ from runtime.live.vad import (
     open_detector,
     silero_file,
 )
+from tests import tiny_llama
 from tests.recording import beckett
-from tests.tiny import omni_bundle
 
 PAUSE = np.zeros(32 * HOP, np.float32)
 
@@ -117,7 +116,7 @@ def test_auto_is_silero_where_it_is_installed_and_the_bundle_s_own_where_not(
 
 
 def test_a_bundle_without_a_detector_and_an_unknown_name_are_said_clearly(engine: Engine) -> None:
-    without = Engine(Path(omni_bundle()))
+    without = Engine(tiny_llama.bundle())
     with pytest.raises(EdgeOmniError, match=r"has no graph 'vad'.*--vad silero"):
         open_detector("bundle", without)
     with pytest.raises(EdgeOmniError, match="no detector 'ear'; expected auto, silero, bundle or energy"):
