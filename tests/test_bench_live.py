@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from apps.bench import live
 from apps.bench.baseline import THINKS_MS, PlainRule
-from apps.bench.live import Party, Quality, run_scene
+from apps.bench.live import How, Party, Quality, bench_live, record, run_scene
+from apps.bench.live_show import show_live
 from apps.bench.scene_sounds import Sound, Sounds, recorded_questions, tidy
 from apps.bench.scenes import (
     HOP,
@@ -31,10 +33,13 @@ from apps.bench.scenes import (
     with_pause,
 )
 from apps.bench.score import Heard, figures, judge, right_answers, share
+from apps.embedded import embedded_bundle
 from runtime.audio import Wave
+from runtime.errors import EdgeOmniError
 from runtime.live.events import LiveEvent, ReplyEnded, State, Transition
 from runtime.live.player import Player
 from runtime.live.settings import HOP_MS
+from tests import tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -340,3 +345,29 @@ def test_a_noise_of_every_kind_can_be_drawn(sounds: Sounds) -> None:
     drawn = {sounds.noise(Random(seed)).about for seed in range(60)}
     assert len(drawn) == 9
     assert sounds.cough(Random(0)).about == "cough"
+
+
+# The whole bench
+
+
+def test_a_bundle_that_cannot_both_listen_and_speak_is_refused_in_one_line() -> None:
+    with pytest.raises(EdgeOmniError, match="cannot both listen and speak"):
+        bench_live(tiny_llama.bundle())
+
+
+@pytest.mark.slow
+def test_a_few_scenes_give_every_figure_as_a_table_and_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "IDLE_SECONDS", 2)
+    monkeypatch.setattr(live, "TURNS", 2)
+    result = bench_live(embedded_bundle(), How(scenes=3, questions=2))
+    found = json.loads(json.dumps(record(result), allow_nan=False))
+    assert set(found["rules"]) == {"energy", "detector", "detector behind the canceller"}
+    assert found["ours"]["shares"]["answered questions"]["n"] >= 3
+    assert found["latency"]["questions"] == 2 and found["talk"]["turns"] == 2
+    assert found["memory"]["two"] > found["memory"]["one"] > found["memory"]["cache"] > 0
+    show_live(result)
+    said = capsys.readouterr().out
+    for name in ("answered questions", "rule by energy", "after the last sound", "underruns", "of a core"):
+        assert name in said
