@@ -9,16 +9,23 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apps.cli import one_message
 from apps.embedded import CHECKPOINT, RECIPE
 from apps.tables import OUT as SCREEN
 from apps.tables import table
+from runtime.audio import Wave, load_mono, write_wav
 from runtime.errors import EdgeOmniError
+from runtime.live.settings import RATE
 
 SAMPLES = CHECKPOINT.parent / "samples"
 QUESTION, PICTURE, TURNS = SAMPLES / "question.flac", SAMPLES / "picture.png", SAMPLES / "turns.jsonl"
 OUT = Path("demo-output")
 FLOAT, SMALL = OUT / "nano", OUT / f"nano-{RECIPE}"
+# One person's half of a conversation: a question, another one over its answer, a third, and a cough over that answer.
+INTERRUPTED, INTERRUPTING, COUGHED_AT = "espeak-002.flac", "espeak-004.flac", "espeak-003.flac"
+CONVERSATION_SECONDS = 30
 LOUDSPEAKERS = ("paplay", "pw-play", "aplay", "afplay")
 
 
@@ -65,6 +72,34 @@ def talk(demo: Demo) -> None:
     SCREEN.print(latency(answers))
     if answers[SMALL.name].get("speech"):
         play(Path(answers[SMALL.name]["speech"]))
+
+
+def converse(demo: Demo) -> None:
+    """A conversation of half a minute through the live loop, as if by microphone."""
+    said, both = OUT / "conversation-said.wav", OUT / "conversation.wav"
+    write_wav(said, half_a_conversation(), RATE)
+    files = ("--out", str(both), "--log", str(OUT / "conversation.jsonl"))
+    about = "a conversation: the person interrupts an answer, and later coughs over another"
+    demo.run(about, "talk", str(SMALL), "--simulate", str(said), "--fast", "--seed", "0", "--remember", "0", *files)
+    play(both)
+
+
+def half_a_conversation() -> Wave:
+    """What the person says, float32 [n] at 16 kHz, from recordings that come along and a cough made here."""
+    first, second, third = (load_mono(SAMPLES / name, RATE) for name in (INTERRUPTED, INTERRUPTING, COUGHED_AT))
+    wave = np.zeros(CONVERSATION_SECONDS * RATE, np.float32)
+    at = RATE
+    for part, pause in ((first, 1.5), (second, 5.0), (third, 1.4), (cough(), 0.0)):
+        wave[at : at + len(part)] += part
+        at += len(part) + int(pause * RATE)
+    return wave
+
+
+def cough() -> Wave:
+    """A third of a second of noise that dies away, float32 [n] at 16 kHz."""
+    length = RATE // 3
+    noise = np.random.default_rng(0).normal(0, 0.25, length)
+    return (noise * np.exp(-np.linspace(0, 6, length))).astype(np.float32)
 
 
 def latency(answers: dict[str, dict[str, Any]]):
@@ -116,6 +151,7 @@ def main() -> None:
     )
     demo.run("checksums, graphs and ports", "verify", str(SMALL))
     talk(demo)
+    converse(demo)
     report = str(OUT / "report")
     demo.run(
         "both bundles on questions, voices and pictures that training never met",
@@ -123,7 +159,9 @@ def main() -> None:
         *("--swap-turns", "0", "--recogniser", "none"),
     )
     succeeded = demo.summary()
-    print(f"Bundles, spoken answers and the report are in {OUT.resolve()}.")
+    print(
+        f"Bundles, spoken answers, the conversation (left the person, right the answers) and the report are in {OUT.resolve()}."
+    )
     print("The model knows a small world only; what it can be asked is in export/nano/README.md.")
     sys.exit(0 if succeeded else 1)
 

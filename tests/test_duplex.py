@@ -295,6 +295,6 @@ def test_a_slow_voice_is_played_when_enough_is_in_hand_so_that_it_never_runs_dry
     """The second piece of sound takes longer than the first one lasts; from the second answer on that is known."""
     ran = run(40000, [QUESTION, (12000, 14048), (24000, 26048)], Script(slow_second=900.0))
     assert ran.player.underruns == 1
-    first, second, third = ran.times("A_RDY")
+    _first, second, third = ran.times("A_RDY")
     waits = [ready - verdict for ready, verdict in zip((second, third), ran.times("G(QUERY)")[1:], strict=True)]
     assert all(246 < wait <= 246 + 600 for wait in waits)

@@ -1,17 +1,21 @@
 """Our own voice in a simulated room: cancelled, told from a person's, and a person left alone."""
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from apps.bench.rooms import room
+from export.nano import noises
+from runtime.audio import load_mono
 from runtime.errors import EdgeOmniError
 from runtime.live.echo import HOP, EchoCanceller, EchoTest
 from runtime.live.vad import RATE, Wave, level_db
 from tests.recording import beckett
 
 SECONDS = 8
+SAMPLES = Path(noises.__file__).parent / "samples"
 
 
 @cache
@@ -32,9 +36,12 @@ def in_room(delay_ms: int, echo_db: float) -> Wave:
     return (late * 10 ** ((-20 + echo_db - level_db(late)) / 20) + noise).astype(np.float32)
 
 
+@cache
 def other() -> Wave:
-    """What is not the reference: the same recording backwards, as loud."""
-    return np.ascontiguousarray(speech()[::-1])
+    """Other voices: questions that come along with Nano, one after another, as loud."""
+    clips = [load_mono(path, RATE) for path in sorted(SAMPLES.glob("kokoro-*.flac"))]
+    wave = np.resize(np.concatenate(clips), len(speech()))
+    return (wave * 10 ** ((-20 - level_db(wave)) / 20)).astype(np.float32)
 
 
 def hops(wave: Wave) -> Wave:
