@@ -35,7 +35,7 @@ class EchoCanceller:
         self.reset()
 
     def reset(self) -> None:
-        self._apm = self._module(echo_cancellation=False)
+        self._apm = self._module(echo_cancellation=True)
         self._apm.set_stream_delay_ms(self._delay_ms)
         self._waiting = np.zeros((2, 0), np.int16)  # microphone, reference
         self._done = np.zeros(QUEUED, np.int16)
