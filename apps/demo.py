@@ -89,7 +89,7 @@ def half_a_conversation() -> Wave:
     first, second, third = (load_mono(SAMPLES / name, RATE) for name in (INTERRUPTED, INTERRUPTING, COUGHED_AT))
     wave = np.zeros(CONVERSATION_SECONDS * RATE, np.float32)
     at = RATE
-    for part, pause in ((first, 1.5), (second, 5.0), (third, 1.4), (cough(), 0.0)):
+    for part, pause in ((first, 0.9), (second, 5.0), (third, 1.4), (cough(), 0.0)):
         wave[at : at + len(part)] += part
         at += len(part) + int(pause * RATE)
     return wave
@@ -160,7 +160,8 @@ def main() -> None:
     )
     succeeded = demo.summary()
     print(
-        f"Bundles, spoken answers, the conversation (left the person, right the answers) and the report are in {OUT.resolve()}."
+        "Bundles, spoken answers, the conversation (left the person, right the answers) and the report are in "
+        f"{OUT.resolve()}."
     )
     print("The model knows a small world only; what it can be asked is in export/nano/README.md.")
     sys.exit(0 if succeeded else 1)
