@@ -362,7 +362,12 @@ def talk(
     vad: Annotated[VadName, typer.Option(help="What tells speech from other sounds.")] = "auto",
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
     remember: Annotated[
-        int | None, typer.Option(min=0, help="Turns that are remembered; all that there is room for unless given.")
+        int | None,
+        typer.Option(
+            min=0,
+            help="Turns that are remembered. Unless given, all that there is room for; the embedded model, which was "
+            "trained on short conversations, remembers none.",
+        ),
     ] = None,
     simulate: Annotated[
         Path | None, typer.Option(metavar="FILE.wav", help="Hear this file instead of a microphone.")
@@ -405,6 +410,8 @@ def talk(
     if simulate is None and any(given.values()):
         wanted = ", ".join(name for name, path in given.items() if path)
         raise EdgeOmniError(f"{wanted} belongs to a simulated conversation; add --simulate FILE.wav")
+    if bundle is None and remember is None:
+        from apps.embedded import REMEMBERED as remember
     chosen = talk_command.Chosen(vad, not no_aec, half_duplex, push_to_talk, system, seed, greedy, remember)
     if simulate is not None:
         files = talk_command.Files(simulate, frames, out, log, trace)

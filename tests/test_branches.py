@@ -491,6 +491,18 @@ def test_nano_answers_a_question_over_its_own_answer(nano: Engine) -> None:
     assert text.strip().startswith("the bathroom light is") and len(speech) > 4 * branches.rate // 2
 
 
+def test_a_model_that_remembers_nothing_answers_a_question_over_its_answer_as_if_it_were_the_first(
+    nano: Engine,
+) -> None:
+    forgetful, alone = (Branches(nano, seed=0, greedy=True, remember=0) for _ in range(2))
+    turn(forgetful, sample("espeak-002.flac"))
+    until(forgetful, 300)
+    turn(forgetful, sample("espeak-004.flac"), heard_ms=300)
+    turn(alone, sample("espeak-004.flac"))
+    assert forgetful.speak.context.ids == alone.speak.context.ids
+    forgetful.check()
+
+
 def test_nano_does_not_take_noise_for_a_question_and_goes_on(nano: Engine) -> None:
     branches, rng = Branches(nano, seed=0), np.random.default_rng(0)
     branches.fork(None)

@@ -87,7 +87,8 @@ class Branches:
 
         Where nothing of it was heard it is as if nobody had begun it: the new user turn follows the one before.
         """
-        self.listen.take_over(self.speak, self.speak.boundary(heard_ms))
+        forgets = self.remember == 0 and heard_ms != 0  # an answer that was interrupted is a turn before this one, too
+        self.listen.take_over(self.speak, self.pinned if forgets else self.speak.boundary(heard_ms))
         self.listen.open_user()
 
     def accept(self) -> None:
