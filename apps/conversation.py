@@ -86,9 +86,9 @@ class Ear:
             self._test.note_reference(reference)
         return microphone if self._canceller is None else self._canceller.process(microphone, reference)
 
-    def suspicious(self, _chunk: Wave, /) -> bool:
-        """Whether the newest hop, before its echo was cancelled, looks like our own voice."""
-        return self._test is not None and self._test.suspicious(self._raw)
+    def suspicious(self, chunk: Wave, /) -> bool:
+        """Whether the newest hop looks like our own voice: as it came in, or by what the canceller took out of it."""
+        return self._test is not None and self._test.suspicious(self._raw, chunk)
 
 
 class Metered:
