@@ -486,6 +486,10 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of the scenes of --live.")] = 0,
     vad: Annotated[VadName, typer.Option(help="What tells speech from other sounds, with --live.")] = "auto",
     no_aec: Annotated[bool, typer.Option("--no-aec", help="No echo cancelling, with --live.")] = False,
+    remember: Annotated[
+        int | None,
+        typer.Option(min=0, help="Turns that --live lets the model remember; 0 suits the embedded one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on this CPU: starts and memory, prefill, decode, overhead, bandwidth, a whole turn."""
@@ -505,7 +509,7 @@ def bench(
             from apps.bench import live as bench_live
             from apps.bench import live_show
 
-            how = bench_live.How(scenes, questions, seed, (threads or [0])[0], vad, not no_aec)
+            how = bench_live.How(scenes, questions, seed, (threads or [0])[0], vad, not no_aec, remember)
             talked = bench_live.bench_live(bundle, how, shown)
             return emit(bench_live.record(talked)) if as_json else live_show.show_live(talked)
         result = benchmark.bench(bundle, threads or (1, 2), lengths or (32, 128, 512), repeats, audio_head, shown)

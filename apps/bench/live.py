@@ -63,8 +63,9 @@ class Party(Protocol):
 class Ours:
     """A conversation with a bundle, whose work costs what it takes."""
 
-    def __init__(self, engine: Engine, settings: Settings, vad: VadName, aec: bool):
-        self.live = open_live(engine, settings, MeasuredClock(), Voice(greedy=True), vad, aec)
+    def __init__(self, engine: Engine, settings: Settings, vad: VadName, aec: bool, remember: int | None = None):
+        voice = Voice(greedy=True, remember=remember)
+        self.live = open_live(engine, settings, MeasuredClock(), voice, vad, aec)
         self.player = self.live.player
         self.longest_wait = 0.0  # that a hop had for the work before it
 
@@ -170,6 +171,7 @@ class How:
     threads: int = 0  # of each graph; 0: as many as there are cores
     vad: VadName = "auto"
     aec: bool = True
+    remember: int | None = None  # turns before the newest one; None: all that there is room for
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def bench_live(bundle: Path, how: How = How(), progress: Progress = lambda doing
     engine = Engine(bundle, Options(threads=how.threads, prepack_cache=cache))
 
     def party() -> Ours:
-        return Ours(engine, Settings(), how.vad, how.aec)
+        return Ours(engine, Settings(), how.vad, how.aec, how.remember)
 
     drawn = list(draw_scenes(how.scenes, how.seed, sounds))
     ours = _quality([run_scene(scene, party()) for scene in _counted(drawn, "scene", progress)], answers=True)
