@@ -16,7 +16,7 @@ from runtime.live.echo import EchoCanceller, EchoTest
 from runtime.live.model import Model
 from runtime.live.player import Player
 from runtime.live.settings import HOP, Settings
-from runtime.live.vad import open_detector
+from runtime.live.vad import Detector, open_detector
 from runtime.session import Session
 from runtime.trace import Trace
 
@@ -66,29 +66,48 @@ def open_live(
         engine = TracedEngine(engine, trace, clock)
     engine.open_all()
     branches = Branches(engine, voice.system, voice.seed, voice.greedy, remember=voice.remember)
-    ear = Ear(EchoCanceller() if aec else None, EchoTest() if echo_test else None)
+    ear = Ear(open_detector(vad, engine), EchoCanceller() if aec else None, EchoTest() if echo_test else None)
     model = cast(Model, Metered(branches, clock, trace, on_work))
-    duplex = Duplex(model, open_detector(vad, engine), player, clock, settings, ear)
+    duplex = Duplex(model, ear, player, clock, settings, ear)
     return LiveParts(duplex, player, clock, trace, ear, on_work, engine.cancel)
 
 
 class Ear:
-    """A hop of the microphone on its way to the duplex: its echo is cancelled, and the test sees it as it was."""
+    """A hop of the microphone on its way to the duplex, which takes it for its detector and for its echo test.
 
-    def __init__(self, canceller: EchoCanceller | None, test: EchoTest | None):
-        self._canceller, self._test = canceller, test
-        self._raw = silence()
+    A canceller hides the person until it knows its room, and the quiet person always. So who speaks is told from the
+    sound as it came in, but for hops that look like our own voice; and the model hears what the canceller left only
+    once there is an echo to cancel.
+    """
+
+    def __init__(self, detector: Detector, canceller: EchoCanceller | None, test: EchoTest | None):
+        self._detector, self._canceller, self._test = detector, canceller, test
+        self._raw = self._passed = silence()
+        self._echo = False
 
     def hear(self, microphone: Wave, reference: Wave) -> Wave:
         """Microphone [512] and what was played in the same hop -> what the duplex hears."""
-        self._raw = microphone
+        cleaned = microphone if self._canceller is None else self._canceller.process(microphone, reference)
+        self._raw = self._passed = microphone
         if self._test is not None:
             self._test.note_reference(reference)
-        return microphone if self._canceller is None else self._canceller.process(microphone, reference)
+            self._echo = self._test.suspicious(microphone, cleaned)
+        if self._test is None or self._test.delay is not None:
+            self._passed = cleaned
+        return self._passed
 
-    def suspicious(self, chunk: Wave, /) -> bool:
+    def probability(self, chunk: Wave, /) -> float:
+        """That a person speaks in the newest hop, or in what stands for it while the microphone is off."""
+        heard = self._detector.probability(self._raw if chunk is self._passed else chunk)
+        return 0.0 if self._echo else heard
+
+    def suspicious(self, _chunk: Wave, /) -> bool:
         """Whether the newest hop looks like our own voice: as it came in, or by what the canceller took out of it."""
-        return self._test is not None and self._test.suspicious(self._raw, chunk)
+        return self._echo
+
+    def reset(self) -> None:
+        """Forget what was heard; the room stays the same."""
+        self._detector.reset()
 
 
 class Metered:

@@ -169,9 +169,10 @@ class ScriptedSight:
 
 def scripted(model: ScriptedModel, settings: Settings = Settings(), clock: Clock | None = None) -> LiveParts:  # noqa: B008
     """A conversation with the scripted model, on a clock that stands still between hops."""
-    clock, player, trace, on_work, ear = clock or VirtualClock(), Player(), Trace(), [], Ear(None, None)
+    clock, player, trace, on_work = clock or VirtualClock(), Player(), Trace(), []
+    ear = Ear(LoudnessDetector(), None, None)
     metered = cast(Model, Metered(model, clock, trace, on_work))
-    duplex = Duplex(metered, LoudnessDetector(), player, clock, settings, ear)
+    duplex = Duplex(metered, ear, player, clock, settings, ear)
     return LiveParts(duplex, player, clock, trace, ear, on_work, model.halted.set)
 
 

@@ -3,8 +3,6 @@
 from collections.abc import Generator
 from typing import Any
 
-import numpy as np
-
 from runtime.events import AudioChunk, TextDelta
 from runtime.live.events import Caption, Notice, ReplyEnded, TurnTimes
 from runtime.live.listening import Listening
@@ -160,8 +158,6 @@ class Answering(Listening):
         assert answer is not None
         answer.finish = "failed"
         self.player.end(answer.gen)
-        if not answer.opened:
-            answer.waiting = answer.waiting or [np.zeros(1, np.float32)]
         yield Notice(t, "cut_short", "the rest of this answer could not be spoken")
 
     def _do_count_underrun(self, t: float) -> Events:
@@ -200,7 +196,6 @@ class Answering(Listening):
         match item:
             case TextDelta(text):
                 answer.text += text
-                self._played.append((t, text))
                 if answer.told:
                     yield Caption("assistant", text)
             case AudioChunk(samples, rate):

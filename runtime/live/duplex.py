@@ -85,11 +85,8 @@ class Duplex(Answering):
             yield from self._happen("P_DONE", now)
 
     def _tick(self, now: float) -> Events:
-        quiet = now - self._last_event
-        if self.state == "IDLE" and quiet >= self.settings.t_session:
+        if self.state == "IDLE" and now - self._last_event >= self.settings.t_session:
             yield from self._happen("T_SESSION", now)
-        elif self.frames and self.state == "IDLE" and quiet >= self.settings.t_idle_frames:
-            self.frames.clear()
 
     def _work(self, until: float) -> Events:
         """Run jobs and timers, each in its time, until the next hop is due."""
@@ -114,7 +111,6 @@ class Duplex(Answering):
         self._timers.clear()
         self.frames.clear()
         self.recording.clear()
-        self._played.clear()
         self.ducked = self.paused = False
         self.half_duplex, self.text_only = self.settings.half_duplex, not self.settings.spoken
         self.endpointer.forget()
@@ -165,9 +161,4 @@ class Duplex(Answering):
                 yield Notice(t, "see_failed", f"a picture could not be looked at ({error})")
         elif job.name in ("hear", "segment"):
             yield Notice(t, "heard_failed", f"what was said could not be heard ({error}); say it again")
-            self._timers.pop("T_FIRST", None)
-            if self.state == "THINK" and self.answer is None:
-                self.turn, self.state = None, "IDLE"
-                self.model.reject()
-            else:
-                yield from self._happen("ERR(hear)", t)
+            yield from self._happen("ERR(hear)", t)

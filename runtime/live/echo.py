@@ -67,7 +67,7 @@ def to_int16(samples: Wave) -> NDArray[np.int16]:
 WINDOW = RATE  # samples of the microphone that the delay is looked for in
 LAGS = LONGEST_DELAY_MS * RATE // 1000
 FOURIER = 1 << 15  # at least WINDOW + LAGS
-PEAK = 8.0  # of the correlation over its own spread: from here on there is a delay
+PEAK = 20.0  # of the correlation over its own spread: from here on there is a delay (echo 40 to 90, chance up to 14)
 EVERY = 4  # hops between two looks for the delay
 FRAME = 256  # samples, 16 ms: of the spectra that are compared
 BANDS = 20
@@ -117,9 +117,12 @@ class EchoTest:
         if self._hops % EVERY == 0 or self.delay is None:
             found = self._find_delay()
             self.delay = self.delay if found is None else found
-        follows = self.delay is not None and self._follows(mic, self.delay)
-        suppressed = cleaned is not None and level_db(mic) - level_db(heard(cleaned)) >= SUPPRESSED_DB
-        return follows or suppressed
+        if self.delay is None:  # a canceller that has not found an echo either takes the person for one
+            return False
+        follows, excess = self._compare(mic, self.delay)
+        if excess >= (self._coupling or 0.0) + LOUDER_DB:
+            return False
+        return follows or (cleaned is not None and level_db(mic) - level_db(heard(cleaned)) >= SUPPRESSED_DB)
 
     def _find_delay(self) -> int | None:
         """Where the whitened cross-correlation of the last second peaks, if it does."""
@@ -131,8 +134,8 @@ class EchoTest:
         spread = float(np.sqrt(np.mean(np.square(correlation)))) + 1e-12
         return LAGS - at if correlation[at] > PEAK * spread else None
 
-    def _follows(self, mic: Wave, delay: int) -> bool:
-        """Note this hop's spectra and compare those of the last KEPT hops."""
+    def _compare(self, mic: Wave, delay: int) -> tuple[bool, float]:
+        """Note this hop's spectra: whether the last KEPT hops follow the reference, and dB of this one above it."""
         end = len(self._played) - delay
         said, played = self._log_mel(mic), self._log_mel(self._played[end - HOP : end])
         last = self._logs[1, -1]
@@ -141,9 +144,10 @@ class EchoTest:
         self._logs = np.concatenate([self._logs[:, FRAMES:], np.stack([said, played])], axis=1)
         self.correlation = correlation(*self._logs)
         excess = total_db(said) - total_db(played)
-        if self.correlation >= SAME:
+        follows = self.correlation >= SAME
+        if follows:
             self._learn(excess)
-        return self.correlation >= SAME and excess < (self._coupling or 0.0) + LOUDER_DB
+        return follows, excess
 
     def _learn(self, excess: float) -> None:
         """Follow how much quieter than the reference its echo is."""

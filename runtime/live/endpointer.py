@@ -28,7 +28,7 @@ class Endpointer:
         self.settings = settings
         self.floor_db = 0.0  # of the surroundings; falls at once, rises slowly
         self.extra_end = 0.0  # silence that is waited for beyond t_end
-        self.extra_on = 0.0  # added to the thresholds after an echo
+        self.wary_until = 0.0  # until then a voice has to be surer: an echo was taken for one
         self.forget()
 
     def forget(self) -> None:
@@ -42,7 +42,7 @@ class Endpointer:
         """The hop that ends at `t`; `mouth`: the assistant is audible. What is found, in the order of its weight."""
         settings = self.settings
         self.floor_db = min(energy_db, self.floor_db + FLOOR_RISE)
-        voiced = probability >= self._threshold(mouth)
+        voiced = probability >= self._threshold(t, mouth)
         self.run = self.run + HOP_MS if voiced else 0.0
         if self.on:
             found = self._while_on(t, voiced, energy_db, mouth)
@@ -57,11 +57,12 @@ class Endpointer:
         """End the turn now, as if it had been silent long enough."""
         return [self._end(t, mouth)] if self.on else []
 
-    def _threshold(self, mouth: bool) -> float:
+    def _threshold(self, t: float, mouth: bool) -> float:
         settings = self.settings
         if self.on:
             return settings.vad_off_play if mouth else settings.vad_off
-        return min(0.9, (settings.vad_on_play if mouth else settings.vad_on) + self.extra_on)
+        extra = settings.wary if t < self.wary_until else 0.0
+        return (settings.vad_on_play if mouth else settings.vad_on) + extra
 
     def _begin(self, t: float) -> Found:
         start = max(0.0, t - self.run - self.settings.preroll)

@@ -17,6 +17,7 @@ from runtime.live.turn import UserTurn
 
 RING_MS = 2000  # of sound that is kept while nobody speaks
 JUMP = 500  # ms by which time may jump before the detector's memory is of something else
+ECHO_MS = 3000  # within which words that were played may come back
 GAP = 1000  # ms without sound that end a turn
 REFORK_MS = 2560  # of an answer heard since a turn began over it, from which its end is worth to be known
 
@@ -102,9 +103,6 @@ class Listening(Stage):
     def _submit_see(self, frame: Any) -> None:
         self.scheduler.submit(Job("listen", "see", self.model.see(frame), lambda: self._when_spare("see", SEE)))
 
-    def _do_drop_frames(self, t: float) -> None:
-        self.frames.clear()
-
     def _do_speculate(self, t: float) -> None:
         turn = self.turn
         assert turn is not None
@@ -128,13 +126,18 @@ class Listening(Stage):
         speaking = self.answer is not None
         if speaking and turn.voiced_ms < self.settings.short_speech:
             said = yield from self.model.caption(wave)
-            played = " ".join(text for _, text in self._played)
-            ruled = by_rule(said, played, turn.voiced_ms, self.settings.short_speech, speaking)
+            ruled = by_rule(said, self._just_heard(), turn.voiced_ms, self.settings.short_speech, speaking)
             if ruled is not None:
                 return ruled, 1.0
         yield from self.model.hear(wave, True)
         turn.heard = True
         return (yield from self.model.judge(speaking))
+
+    def _just_heard(self) -> str:
+        """What the loudspeaker said in the last seconds."""
+        heard = self.player.heard_ms
+        before = self.model.heard_text(max(0.0, heard - ECHO_MS))
+        return self.model.heard_text(heard)[len(before) :]
 
     def _do_unhear(self, t: float) -> None:
         self._drop_draft()
@@ -176,10 +179,13 @@ class Listening(Stage):
         self._timers.pop("G_TO", None)
         said, sure = self.turn.verdict
         if said == "ECHO":
+            self.endpointer.wary_until = t + self.settings.wary_ms
             yield from self._count_echo(t)
         yield from self._happen(f"G({said})", t, f"p={sure:.2f}")
 
     def _do_wait(self, t: float) -> None:
+        self._incomplete += 1
+        self.endpointer.extra_end = self.settings.t_end_more if self._incomplete >= 2 else 0.0
         self._timers["T_INCOMPLETE"] = t + self.settings.t_incomplete
 
     def _do_rejudge(self, t: float) -> Events:
@@ -232,6 +238,6 @@ class Listening(Stage):
         self, turn: UserTurn, judging: Generator[None, None, tuple[Verdict, float]]
     ) -> Generator[None, None, tuple[Verdict, float]]:
         self.model.reject()
-        yield from self.model.compact(2 * self.settings.context_reserve)  # type: ignore[misc]
+        yield from self.model.compact(2 * self.settings.context_reserve)
         self.model.fork(None)
         return (yield from judging)

@@ -25,6 +25,8 @@ class Player:
         self._taken = 0  # samples since the start, silence among them
         self._gain = self._target = 1.0
         self._slope = 0.0  # gain a sample
+        self._tail = EMPTY  # the fading end of an answer before this one
+        self._fade_from = 1  # samples that its fade began with
         self._close()
 
     def _close(self) -> None:
@@ -42,8 +44,6 @@ class Player:
             self._close()
             self.gen, self._tail = gen, tail
             self._gain, self._target = 1.0, 1.0
-
-    _tail = EMPTY  # the fading end of an answer before this one
 
     def write(self, samples: Wave, gen: int) -> bool:
         """Samples [n] of answer `gen`; False if another one is being heard."""
@@ -98,8 +98,6 @@ class Player:
     def _fade(self, count: int) -> Wave:
         before, self._fading = self._fading, self._fading - count
         return _ramp(count, self._gain * before / self._fade_from, self._gain * self._fading / self._fade_from)
-
-    _fade_from = 1
 
     def duck(self, db: float, ms: float) -> None:
         """Go to `db` of full gain within `ms`."""

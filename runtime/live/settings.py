@@ -28,6 +28,7 @@ class Settings:
     seg_soft: float = 24_000  # from here on a quiet hop cuts what the model hears at once
     seg_max: float = 30_000
     utt_max: float = 120_000  # a turn ends here at the latest
+    t_end_more: float = 160  # more silence that ends one, of a person whose turns were found incomplete twice
     gap_max: float = 300  # what is kept of the silence inside a turn that had seemed to be over
     t_gate: float = 1500  # a verdict has to come within this after the end of a turn
     t_incomplete: float = 1500  # how long a person who seems to think may think
@@ -49,11 +50,12 @@ class Settings:
     frame_ring: int = 8
     frame_max: int = 8  # pictures of one turn
     speculations: int = 2  # answers that are prepared within one turn at most
-    t_idle_frames: float = 30_000
     t_session: float = 600_000  # after so long without any event the conversation is closed
     context_reserve: int = 512  # positions that are kept free for the next turn and its answer
     echoes_a_minute: int = 3  # more, and the microphone is ignored while the assistant speaks
     underruns: int = 3  # within 10 s; more, and the same
+    wary: float = 0.05  # added to the thresholds from which a hop is voiced, for wary_ms after an echo was judged
+    wary_ms: float = 30_000
     half_duplex: bool = False
     spoken: bool = True  # answers are spoken, if the bundle can
 

@@ -16,7 +16,7 @@ from runtime.live.recording import Recording
 from runtime.live.scheduler import TIDY, Job, Scheduler
 from runtime.live.settings import DEFAULTS, HOP_MS, Settings
 from runtime.live.turn import Answer, UserTurn
-from runtime.live.turn_taking import BACK, SAME, Facts, row_for
+from runtime.live.turn_taking import Facts, Next, row_for
 
 Events = Iterator[LiveEvent]
 Wave = NDArray[np.float32]
@@ -65,11 +65,11 @@ class Stage:
         self._suspicions: deque[bool] = deque(maxlen=int(settings.t_start_play / HOP_MS))
         self._echoes: deque[float] = deque()
         self._starved: deque[float] = deque()
-        self._played: deque[tuple[float, str]] = deque(maxlen=8)
         self._see_ms = 0.0
         self._lead_ms = 0.0  # from the first to the second piece of an answer's sound, as it was lately
         self._underruns = player.underruns
         self._see_failed = False
+        self._incomplete = 0  # turns that were found so
         self._at = self._voiced = self._last_heard = 0.0
         self._text = ""
 
@@ -84,7 +84,7 @@ class Stage:
         row = row_for(before, event, self._facts(t))
         if row is None:
             return
-        self.state = before if row.next == SAME else self._state_of_answer() if row.next == BACK else row.next  # type: ignore[assignment]
+        self.state = self._state_after(row.next)
         self._last_event = t
         speak, listen = self.model.lengths()
         yield Transition(t, before, event, self.state, row.number, speak, listen, self._answer_number(), detail)
@@ -106,10 +106,16 @@ class Stage:
             reading=self.answer is None and bool(self.scheduler.in_lane("listen")),
         )
 
-    def _state_of_answer(self) -> State:
-        if self.answer is None:
-            return "IDLE"
-        return "SPEAK" if self.answer.opened else "THINK"
+    def _state_after(self, following: Next) -> State:
+        match following:
+            case "same":
+                return self.state
+            case "THINK or SPEAK":
+                if self.answer is None:
+                    return "IDLE"
+                return "SPEAK" if self.answer.opened else "THINK"
+            case state:
+                return state
 
     def _answer_number(self) -> int:
         return self.answer.gen if self.answer else self._gen

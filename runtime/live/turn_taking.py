@@ -7,6 +7,7 @@ no wake word, an answer that can be interrupted by speaking, and noise that does
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from runtime.live.events import State, Verdict
 
@@ -15,8 +16,9 @@ ANSWERS: tuple[State, ...] = ("THINK", "SPEAK")
 OVER: tuple[State, ...] = ("R_HEAR", "R_GATE")
 JUDGES: tuple[State, ...] = ("GATE", "R_GATE")
 ALL: tuple[State, ...] = ("IDLE", "HEAR", "GATE", "THINK", "SPEAK", "R_HEAR", "R_GATE")
-SAME = "same"
-BACK = "THINK or SPEAK"  # whichever the answer had reached
+Next = State | Literal["same", "THINK or SPEAK"]
+SAME: Next = "same"
+BACK: Next = "THINK or SPEAK"  # whichever the answer had reached
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Row:
     event: str
     guard: str
     actions: tuple[str, ...]
-    next: str
+    next: Next
 
 
 def verdict(v: Verdict) -> str:
@@ -65,7 +67,6 @@ def _rows() -> tuple[Row, ...]:
     rows = [
         Row(1, ("IDLE",), "V_ON", "", ("fork", "see_newest"), "HEAR"),
         Row(3, ("IDLE", "HEAR", "GATE"), "TXT", "", ("drop_listening", "read_text"), "THINK"),
-        Row(4, ("IDLE",), "TICK", "", ("drop_frames",), SAME),
         Row(5, HEARS, "FRM", "", ("see",), SAME),
         Row(6, HEARS, "V_SOFT", "", ("speculate",), SAME),
         Row(7, HEARS, "V_RES", "", ("unhear",), SAME),
@@ -120,6 +121,7 @@ def _rows() -> tuple[Row, ...]:
         Row(35, ("THINK", "SPEAK"), "TXT", "", ("fork_heard", "stop_reply", "read_text"), "THINK"),
         Row(35, OVER, "TXT", "", ("stop_reply", "keep_heard", "drop_listening", "read_text"), "THINK"),
         Row(36, ("HEAR", "GATE"), "ERR(hear)", "", ("drop_listening",), "IDLE"),
+        Row(36, ("THINK",), "ERR(hear)", "", ("drop_listening",), "IDLE"),
         Row(36, OVER, "ERR(hear)", "", ("drop_listening", "resume"), BACK),
         Row(36, ("THINK",), "ERR(speech)", "", ("answer_in_text",), SAME),
         Row(36, ("SPEAK",), "ERR(speech)", "", ("end_early",), SAME),
