@@ -72,29 +72,41 @@ def open_live(
     return LiveParts(duplex, player, clock, trace, ear, on_work, engine.cancel)
 
 
+LOUD_HOPS = 8  # a person counts as louder than the echo for so long: between words they are not
+
+
 class Ear:
     """A hop of the microphone on its way to the duplex, which takes it for its detector and for its echo test.
 
     A canceller hides the person until it knows its room, and the quiet person always. So who speaks is told from the
     sound as it came in, but for hops that look like our own voice; and the model hears what the canceller left only
-    once there is an echo to cancel.
+    where there is an echo, and nobody who is louder, whom it would damage.
     """
 
     def __init__(self, detector: Detector, canceller: EchoCanceller | None, test: EchoTest | None):
         self._detector, self._canceller, self._test = detector, canceller, test
         self._raw = self._passed = silence()
         self._echo = False
+        self._late = np.zeros(EchoCanceller.delay_samples, np.float32)  # so that both ways are equally long
+        self._loud = 0  # hops for which somebody counts as louder than the echo
 
     def hear(self, microphone: Wave, reference: Wave) -> Wave:
         """Microphone [512] and what was played in the same hop -> what the duplex hears."""
-        cleaned = microphone if self._canceller is None else self._canceller.process(microphone, reference)
         self._raw = self._passed = microphone
+        if self._canceller is None:
+            self._judge(microphone, reference, microphone)
+            return microphone
+        cleaned = self._canceller.process(microphone, reference)
+        late, self._late = np.split(np.concatenate([self._late, microphone]), [HOP])
+        self._judge(microphone, reference, cleaned)
+        self._passed = cleaned if self._test is None or (self._test.delay is not None and not self._loud) else late
+        return self._passed
+
+    def _judge(self, microphone: Wave, reference: Wave, cleaned: Wave) -> None:
         if self._test is not None:
             self._test.note_reference(reference)
             self._echo = self._test.suspicious(microphone, cleaned)
-        if self._test is None or self._test.delay is not None:
-            self._passed = cleaned
-        return self._passed
+            self._loud = LOUD_HOPS if self._test.louder else max(0, self._loud - 1)
 
     def probability(self, chunk: Wave, /) -> float:
         """That a person speaks in the newest hop, or in what stands for it while the microphone is off."""

@@ -53,6 +53,8 @@ def test_an_echo_is_ignored_and_a_voice_is_not() -> None:
         ("mm-hm", "", 300, True, "BACKCHANNEL"),
         ("嗯", "", 300, True, "BACKCHANNEL"),
         ("yeah okay", "", 500, True, "BACKCHANNEL"),
+        ("hello", "", 500, True, "BACKCHANNEL"),
+        ("hello", "", 500, False, None),
         ("yeah okay", "", 900, True, None),
         ("mm-hm", "", 300, False, None),
         ("stop", "", 400, True, "STOP"),

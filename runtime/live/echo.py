@@ -67,7 +67,8 @@ def to_int16(samples: Wave) -> NDArray[np.int16]:
 WINDOW = RATE  # samples of the microphone that the delay is looked for in
 LAGS = LONGEST_DELAY_MS * RATE // 1000
 FOURIER = 1 << 15  # at least WINDOW + LAGS
-PEAK = 20.0  # of the correlation over its own spread: from here on there is a delay (echo 40 to 90, chance up to 14)
+PEAK = 15.0  # of the correlation over its own spread: an echo has 40 to 90, chance less than 10
+STABLE = 16  # samples: a delay is believed when two looks agree so far; where sound begins, the peak is chance
 EVERY = 4  # hops between two looks for the delay
 FRAME = 256  # samples, 16 ms: of the spectra that are compared
 BANDS = 20
@@ -79,7 +80,7 @@ QUIET_DB = -65.0  # a reference below this is not heard
 RANGE_DB = 35.0  # below the loudest cell of the window everything counts as equally quiet
 DECAY_DB = 1.5  # a frame's fall of the echo that is expected: a room of half a second falls by 2
 SUPPRESSED_DB = 16.0  # that the canceller took away: echo, whatever the correlation says
-COUPLING_STEP = 0.05  # a hop's share in the coupling
+COUPLING_UP, COUPLING_DOWN = 0.3, 0.02  # a hop's share in the coupling: its loud hops tell, its decay says too little
 
 
 class EchoTest:
@@ -101,7 +102,9 @@ class EchoTest:
         self._coupling: float | None = None
         self.delay: int | None = None  # samples
         self.correlation = 0.0
+        self.louder = False  # the newest hop is more than the echo that was expected in it
         self._hops = 0
+        self._seen: int | None = None  # what the last look found
 
     def note_reference(self, chunk: Wave) -> None:
         """The hop that goes to the loudspeaker while the next hop of the microphone is heard; zeros where none does."""
@@ -115,12 +118,15 @@ class EchoTest:
         if level_db(self._played) < QUIET_DB:
             return False
         if self._hops % EVERY == 0 or self.delay is None:
-            found = self._find_delay()
-            self.delay = self.delay if found is None else found
+            before, self._seen = self._seen, self._find_delay()
+            if before is not None and self._seen is not None and abs(self._seen - before) <= STABLE:
+                self.delay = self._seen
+        self.louder = False
         if self.delay is None:  # a canceller that has not found an echo either takes the person for one
             return False
         follows, excess = self._compare(mic, self.delay)
-        if excess >= (self._coupling or 0.0) + LOUDER_DB:
+        self.louder = excess >= (self._coupling or 0.0) + LOUDER_DB
+        if self.louder:
             return False
         return follows or (cleaned is not None and level_db(mic) - level_db(heard(cleaned)) >= SUPPRESSED_DB)
 
@@ -151,9 +157,8 @@ class EchoTest:
 
     def _learn(self, excess: float) -> None:
         """Follow how much quieter than the reference its echo is."""
-        self._coupling = (
-            excess if self._coupling is None else self._coupling + COUPLING_STEP * (excess - self._coupling)
-        )
+        before = excess if self._coupling is None else self._coupling
+        self._coupling = before + (COUPLING_UP if excess > before else COUPLING_DOWN) * (excess - before)
 
     def _log_mel(self, samples: Wave) -> NDArray[np.float64]:
         """float32 [512] -> dB of the power in each band, [FRAMES, BANDS]."""

@@ -4,7 +4,7 @@ import re
 
 from runtime.live.events import Verdict
 
-# Listening noises that people make over somebody who speaks; they do not want the floor.
+# Listening noises that people make over somebody who speaks; they do not want the floor. Nor does any single word.
 BACKCHANNELS = frozenset(
     "mm mhm mmhm mmm hm hmm mm-hm mm-hmm uh-huh uhuh uh huh ah oh okay ok yeah yes yep yup right sure i see "
     "嗯 嗯嗯 对 对对 是 是的 好 好的 哦 噢 啊".split()
@@ -47,7 +47,8 @@ def by_rule(text: str | None, played: str, voiced_ms: float, short_ms: float, sp
         return "STOP"
     if not speaking:
         return None
-    if voiced_ms < short_ms and sum(word in BACKCHANNELS for word in said) >= BACKCHANNEL_SHARE * len(said):
+    known = sum(word in BACKCHANNELS for word in said)
+    if voiced_ms < short_ms and (len(said) == 1 or known >= BACKCHANNEL_SHARE * len(said)):
         return "BACKCHANNEL"
     heard = set(words(played))
     if len(said) > 1 and sum(word in heard for word in said) >= ECHO_SHARE * len(said):
