@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.audio import Wave
+from runtime.audio import Wave, decibels, level_db
 
 FLOOR_DB = -60.0  # where the bar begins
 CLIPPED = 0.985  # of full scale
@@ -38,7 +38,7 @@ class Meter:
     def measure(self, chunk: Wave, speaking: bool) -> Level:
         """One hop; `speaking` says whether a person is being heard in it: silence is no reason to advise."""
         size = np.abs(chunk)
-        level = Level(decibels(float(np.sqrt(np.mean(chunk.astype(np.float64) ** 2)))), decibels(float(size.max())))
+        level = Level(level_db(chunk), decibels(float(size.max())))
         self._peaks = [*self._peaks, level.peak_db][-MEMORY_HOPS:]
         self._clipped = [*self._clipped, np.count_nonzero(size >= CLIPPED) >= CLIPPED_SAMPLES][-MEMORY_HOPS:]
         return Level(level.rms_db, level.peak_db, self._hint(speaking))
@@ -52,11 +52,6 @@ class Meter:
         if loudest <= DEAD_DB:
             return DEAD_HINT
         return QUIET_HINT if speaking and loudest < QUIET_DB else ""
-
-
-def decibels(amplitude: float) -> float:
-    """Of full scale; silence is -120."""
-    return 20 * float(np.log10(max(amplitude, 1e-6)))
 
 
 def bar(level: Level, width: int = 30) -> str:

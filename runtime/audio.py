@@ -21,6 +21,7 @@ SINC_ZEROS = 128  # zero crossings of the resampling filter on each side
 ROLLOFF = 0.99  # its cutoff as a share of the lower Nyquist frequency
 MATMUL_VALUES = 1 << 22  # input samples of one matrix product: bounds the memory beside input and output
 MEL_FLOOR = 1e-10  # power; -10 on the log scale
+SILENT_AMPLITUDE = 1e-6
 PCM_LIMIT = 0.99  # of full scale
 
 
@@ -274,6 +275,16 @@ def crossfade(tail: Wave, head: Wave) -> Wave:
     """tail [n] fading out linearly under head [n] fading in."""
     rise = np.linspace(0, 1, len(head))
     return (tail * rise[::-1] + head * rise).astype(np.float32)
+
+
+def decibels(amplitude: float) -> float:
+    """Of full scale; silence is -120."""
+    return 20 * math.log10(max(amplitude, SILENT_AMPLITUDE))
+
+
+def level_db(wave: Wave) -> float:
+    """Root mean square of a wave, in decibels of full scale."""
+    return decibels(math.sqrt(float(np.mean(np.square(wave, dtype=np.float64)))))
 
 
 def pcm16(wave: Wave) -> NDArray[np.int16]:

@@ -12,8 +12,9 @@ import soundfile
 
 from runtime.live.audio_device import AudioDevice, devices, plausible, portaudio
 from runtime.live.devices import Device, DeviceError, attempts, choose, explained
-from runtime.live.rates import HOP, Intake, Outlet, follow
+from runtime.live.rates import Intake, Outlet, follow
 from runtime.live.ring import Ring
+from runtime.live.settings import HOP
 from runtime.live.sound_check import judge_recording
 from tests.sound_server import SoundServer, missing
 

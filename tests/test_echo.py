@@ -8,10 +8,10 @@ import pytest
 
 from apps.bench.rooms import room
 from export.nano import noises
-from runtime.audio import load_mono
+from runtime.audio import Wave, level_db, load_mono
 from runtime.errors import EdgeOmniError
-from runtime.live.echo import HOP, EchoCanceller, EchoTest
-from runtime.live.vad import RATE, Wave, level_db
+from runtime.live.echo import EchoCanceller, EchoTest
+from runtime.live.settings import HOP, RATE
 from tests.recording import beckett
 
 SECONDS = 8

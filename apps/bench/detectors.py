@@ -13,14 +13,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from apps.bench.recordings import RATE, hop_levels, levelled, recordings
+from apps.bench.recordings import hop_levels, levelled, recordings
 from apps.bench.rooms import Point, room
 from apps.embedded import embedded_bundle
 from export.nano.noises import draw_noise
 from runtime.audio import Wave
 from runtime.engine import Engine
 from runtime.live.echo import EchoCanceller, EchoTest
-from runtime.live.vad import HOP, Detector, open_detector
+from runtime.live.settings import HOP, RATE
+from runtime.live.vad import Detector, open_detector
 
 PAUSE = RATE  # samples of silence around each clip
 AFTER = 16  # hops after a clip that are no longer judged as silence: detectors let go slowly

@@ -17,7 +17,7 @@ from apps.bench.baseline import PlainRule
 from apps.bench.bench import Machine, machine
 from apps.bench.live_memory import Memory, memory
 from apps.bench.scene_sounds import Sounds, recorded_questions
-from apps.bench.scenes import HOP, MS, Microphone, Scene, Thirds, draw_scene, draw_scenes
+from apps.bench.scenes import MS, Microphone, Scene, Thirds, draw_scene, draw_scenes
 from apps.bench.score import Heard, Judged, Share, figures, judge, right_answers
 from apps.conversation import Voice, open_live
 from apps.doctor import cache_folder
@@ -32,7 +32,7 @@ from runtime.live.clock import MeasuredClock
 from runtime.live.echo import EchoCanceller
 from runtime.live.events import LiveEvent, State
 from runtime.live.player import Player
-from runtime.live.settings import HOP_MS, Settings
+from runtime.live.settings import HOP, HOP_MS, Settings
 from runtime.live.vad import Detector, EnergyDetector, open_detector
 from runtime.session import Options
 

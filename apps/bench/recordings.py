@@ -8,8 +8,8 @@ from random import Random
 import numpy as np
 
 from runtime.audio import Wave, load_mono
+from runtime.live.settings import RATE
 
-RATE = 16000
 SHARE = Path("/usr/share")
 # What each speaker's clips are called, below /usr/share. On Debian: apt-get install ffmpeg alsa-utils ktuberling-data
 # pocketsphinx-testdata asterisk-core-sounds-{en,es,fr,it,ru}-g722.

@@ -22,8 +22,8 @@ from export.nano import domain, noises
 from export.nano.split import read_split
 from quant.turn import read_turns
 from runtime.audio import Wave, load_mono, resample
+from runtime.live.settings import RATE
 
-RATE = 16000
 SAMPLES = Path(noises.__file__).parent / "samples"
 TELEVISION = ("Allison, English", "LibriVox, English", "June, French", "Carlo, Italian", "IvrvoiceRU, Russian")
 LONG_BYTES = 16_000  # of a file, two seconds of G.722: what is shorter is a word, or a tone

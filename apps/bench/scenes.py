@@ -4,7 +4,6 @@ A scene is drawn from its seed and number alone. In half of the kinds the assist
 question makes it speak, and what matters begins while its answer sounds. Echo is mixed from what is really played.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from random import Random
@@ -12,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-from apps.bench.scene_sounds import PEAK, QUIET, RATE, Sound, Sounds
+from apps.bench.scene_sounds import PEAK, QUIET, Sound, Sounds
 from runtime.audio import Wave
+from runtime.live.settings import HOP, RATE
 
-HOP = 512
 MS = RATE // 1000  # samples of a millisecond
 
 Must = Literal["answer", "nothing"]  # what the assistant has to do about a sound
@@ -261,7 +260,3 @@ class Thirds:
         whole = np.concatenate([self._before, twice])
         self._before = whole[-(self.TAPS - 1) :]
         return np.convolve(whole, self._taps, "valid")[::3].astype(np.float32)
-
-
-def decibels(wave: Wave) -> float:
-    return 20 * math.log10(max(float(np.sqrt(np.mean(np.square(wave)))), 1e-9))

@@ -15,9 +15,9 @@ import numpy as np
 from runtime.live.devices import REFUSED, Device, DeviceError, Kind, attempts, choose, code, explained
 from runtime.live.rates import PLAYED_RATE, Intake, Outlet, Samples, cleaned, follow, whole
 from runtime.live.ring import Ring
+from runtime.live.settings import HOP_MS
 from runtime.live.sound_check import Finding, judge_recording
 
-HOP_MS = 32.0
 RATE = 48_000  # asked of the device first: at it a sound server adds the least delay
 BLOCKS_PER_SECOND = 50  # 100 would be 24 ms sooner and cost 0.03 of a core more
 RING_SECONDS = 4

@@ -3,8 +3,10 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.audio import Wave, level_db
 from runtime.errors import EdgeOmniError
-from runtime.live.vad import HOP, RATE, Wave, heard, level_db
+from runtime.live.settings import HOP, RATE
+from runtime.live.vad import heard
 
 TEN_MS = 160  # samples: all that the canceller takes at once
 QUEUED = 128  # samples that must wait so that every hop of 512 finds its 512: the largest rest of 512 n by 160

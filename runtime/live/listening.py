@@ -1,17 +1,15 @@
 """The listening half: from hops and frames to a turn that the model has heard and judged."""
 
 from collections.abc import Generator
-from math import log10
 from typing import Any
 
-import numpy as np
-
+from runtime.audio import level_db
 from runtime.errors import PromptError
 from runtime.live.endpointer import Found
 from runtime.live.events import Notice, Verdict
 from runtime.live.gate import by_rule
 from runtime.live.scheduler import JUDGE, SEE, Job
-from runtime.live.settings import HOP, HOP_MS
+from runtime.live.settings import HOP_MS
 from runtime.live.stage import Events, Stage, Wave
 from runtime.live.turn import UserTurn
 
@@ -29,7 +27,7 @@ class Listening(Stage):
         if self.player.audible:
             self._mouth_until = now + self.settings.mouth_tail
         self.recording.push(chunk, now)
-        self.level_db = 10 * log10(float(np.dot(chunk, chunk)) / HOP + 1e-12)
+        self.level_db = level_db(chunk)
         self._suspicions.append(self.echo is not None and self.echo.suspicious(chunk))
         probability = self.detector.probability(chunk)
         for found in self.endpointer.step(now, probability, self.level_db, self.mouth):

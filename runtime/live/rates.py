@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from runtime.errors import EdgeOmniError
 from runtime.live.ring import Ring
+from runtime.live.settings import HOP
 
 Samples = NDArray[np.float32]
 
-HOP = 512  # samples of 16 kHz
 HEARD_RATE = 16_000
 PLAYED_RATE = 24_000
 GAP_MS = 100  # between what was counted and what the device's clock says: samples are missing

