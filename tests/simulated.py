@@ -32,6 +32,7 @@ class Script:
     clauses: list[int] = field(default_factory=lambda: [2])  # of 8 tokens and 12 frames
     captions: list[str | None] = field(default_factory=lambda: [None])
     broken_speech: list[int] = field(default_factory=list)  # numbers of the answers whose vocoder fails
+    slow_first: float = 0.0  # ms that the first clause takes beyond the table
     slow_second: float = 0.0  # ms that the second clause takes beyond the table
     broken_hearing: int = 0  # so many hearings fail
 
@@ -133,6 +134,7 @@ class SimulatedModel:
         made: list[str] = []
         self.generated.append(made)
         for clause in range(self.script.clauses[min(number, len(self.script.clauses) - 1)]):
+            self.clock.spend(self.script.slow_first * spoken if clause == 0 else 0.0)
             self.clock.spend(self.script.slow_second if clause == 1 else 0.0)
             for token in range(8):
                 self.clock.spend(DECODE)
@@ -194,8 +196,10 @@ class Loud:
     def probability(self, chunk: np.ndarray) -> float:
         return float(chunk[0] != 0)
 
+    resets = 0
+
     def reset(self) -> None:
-        pass
+        self.resets += 1
 
 
 class EchoOf:

@@ -33,6 +33,7 @@ def test_a_question_is_answered_with_the_times_of_the_cost_table() -> None:
     ]
     assert ran.model.waves == [2568 * 16]
     assert ran.model.prefilled == [32 + 4]
+    assert ran.model.speak[-1] == "close"
     (times,) = of(ran, TurnTimes)
     assert times.verdict_ms == pytest.approx(3406.544)
     assert times.after_speech_ms == pytest.approx(854.5, abs=0.1)
@@ -50,6 +51,7 @@ def test_a_voice_that_goes_on_after_a_pause_makes_one_turn_of_both_parts() -> No
     assert not ran.loud(0, 5088)
     assert len(ran.times("G(QUERY)")) == len(ran.ended()) == 1
     assert ran.model.waves[-1] == (4480 + 200 - 704) * 16
+    assert ran.model.speak.count("heard") == ran.model.prefilled[-1], "the first part alone is still in the memory"
 
 
 def test_a_voice_just_before_the_end_withholds_the_end() -> None:
@@ -116,7 +118,7 @@ def test_a_paused_answer_is_resumed_a_little_before_where_it_was() -> None:
 def test_noise_while_nobody_answers_leaves_no_trace() -> None:
     ran = run(9000, [QUESTION], Script(verdicts=["NOISE"]))
     assert ran.log()[-1][1:] == ("GATE", "G(NOISE)", "IDLE")
-    assert ran.model.speak == ["system"]
+    assert (ran.model.speak, ran.model.listen) == (["system"], [])
     assert not ran.loud(0, 9000)
 
 
@@ -178,6 +180,7 @@ def test_a_camera_that_stopped_leaves_no_stale_picture() -> None:
 def test_a_reset_is_silent_at_once_and_forgets_everything(at: float) -> None:
     ran = run(20000, [QUESTION, (10016, 11520)], LONG, acts=[(at, Duplex.reset)])
     (acknowledged,) = ran.times("RST")
+    assert ran.duplex.detector.resets == 1  # type: ignore[attr-defined]
     assert acknowledged - at <= 200
     later = [t for t in ran.times("A_RDY") if t > at]
     assert not ran.loud(acknowledged + 64, later[0] if later else 20000)
@@ -247,6 +250,7 @@ def test_a_typed_turn_is_answered_also_over_an_answer() -> None:
 def test_an_answer_can_be_stopped_by_a_key() -> None:
     ran = run(20000, [QUESTION], LONG, acts=[(8000, Duplex.interrupt)])
     assert [end.interrupted for end in ran.ended()] == [True]
+    assert "compact" in ran.duplex.scheduler.costs
     assert not ran.loud(8064, 20000)
 
 
@@ -298,3 +302,52 @@ def test_a_slow_voice_is_played_when_enough_is_in_hand_so_that_it_never_runs_dry
     _first, second, third = ran.times("A_RDY")
     waits = [ready - verdict for ready, verdict in zip((second, third), ran.times("G(QUERY)")[1:], strict=True)]
     assert all(246 < wait <= 246 + 600 for wait in waits)
+
+
+def test_a_voice_that_goes_on_while_the_verdict_is_awaited_is_joined_with_a_short_gap() -> None:
+    ran = run(12000, [QUESTION, (3840, 4864)], Script(verdicts=[None, None, "QUERY"]))
+    assert (3936.0, "GATE", "V_ON", "HEAR") in ran.log()
+    assert ran.model.waves[-1] == (3072 - 704 + 300 + (4864 - 3840) + 200) * 16
+    assert len(ran.ended()) == 1 and ran.model.speak.count("user") == 1
+
+
+def test_an_answer_whose_sound_does_not_come_is_given_as_text() -> None:
+    ran = run(20000, [QUESTION], Script(slow_first=9000.0))
+    (timed_out,) = ran.times("T_FIRST")
+    assert timed_out == ran.times("G(QUERY)")[0] + 8000
+    (end,) = ran.ended()
+    assert end.text and end.heard_ms == 0
+    assert "no_audio" in [notice.kind for notice in of(ran, Notice)]
+
+
+SCARCE = Settings(buffer_low=1e6, frame_stale=5000)  # sound is never plentiful, but while it is paused
+
+
+def test_a_picture_never_makes_an_answer_run_dry_and_does_not_hold_up_the_verdict() -> None:
+    speech, script = [QUESTION, (10016.0, 10592.0)], Script(clauses=[30, 2])
+    ran, without = (run(30000, speech, script, SCARCE, frames=frames) for frames in ([10250.0], []))
+    assert ran.times("FRM")
+    assert not any(row.startswith("frame") for row in ran.model.speak)
+    assert len(ran.times("G(QUERY)")) == 2 and ran.times("G(QUERY)") == without.times("G(QUERY)")
+
+
+def test_a_picture_that_was_not_looked_at_in_time_is_seen_with_the_next_turn() -> None:
+    speech = [QUESTION, (10016.0, 10592.0), (12096.0, 13120.0)]
+    script = Script(verdicts=["QUERY", "NOISE", "QUERY"], clauses=[30, 2])
+    ran = run(30000, speech, script, SCARCE, frames=[10250.0])
+    assert ran.times("G(NOISE)") and len(ran.times("G(QUERY)")) == 2
+    assert ran.model.speak.count("frame 10250.0") == 1
+
+
+def test_words_that_the_loudspeaker_just_said_are_its_echo_and_make_the_ear_wary() -> None:
+    ran = run(30000, [QUESTION, (10016, 10592)], Script(clauses=[12], captions=[None, "token 0 1"]))
+    (judged,) = ran.times("G(ECHO)")
+    assert ran.duplex.endpointer.wary_until == judged + 30_000
+    assert not ran.ended()[0].interrupted
+
+
+def test_who_was_incomplete_twice_gets_more_time() -> None:
+    speech = [(start, start + 1024.0) for start in (1024.0, 12000.0, 24000.0)]
+    ran = run(40000, speech, Script(verdicts=["INCOMPLETE", "INCOMPLETE", "QUERY"], clauses=[1]))
+    waits = [ended - stop for ended, (_, stop) in zip(ran.times("V_END"), speech, strict=True)]
+    assert waits == [pytest.approx(608, abs=32), pytest.approx(608, abs=32), pytest.approx(608 + 160, abs=32)]

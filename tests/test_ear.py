@@ -82,3 +82,19 @@ def test_a_microphone_that_is_off_is_silent_whatever_it_picks_up(ear: Ear) -> No
     for hop in question:
         ear.hear(hop, np.zeros(HOP, np.float32))
         assert ear.probability(np.zeros(HOP, np.float32)) < 0.1
+
+
+def test_a_person_who_is_louder_than_the_echo_reaches_the_model_as_they_spoke(ear: Ear) -> None:
+    """In double talk the canceller damages them, too."""
+    reference = played(8)[: 8 * RATE // HOP * HOP]
+    question = np.concatenate([sample("kokoro-003.flac")] * 2)
+    microphone = echo_of(reference, -20)
+    at = 5 * RATE
+    microphone[at : at + len(question)] += question[: len(microphone) - at]
+    hops = zip(microphone.reshape(-1, HOP), reference.reshape(-1, HOP), strict=True)
+    heard = np.concatenate([ear.hear(*pair) for pair in hops])
+    late = EchoCanceller.delay_samples
+    same = (heard[late:] == microphone[:-late]).reshape(-1)
+    spoken = np.abs(question[: len(same) - at]) > 0.05
+    assert same[at : at + len(spoken)][spoken].mean() > 0.9
+    assert same[3 * RATE : 4 * RATE].mean() < 0.1

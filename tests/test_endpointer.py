@@ -37,6 +37,13 @@ def test_a_probability_between_the_thresholds_keeps_speech_and_does_not_begin_it
     assert kinds(hear([1] * 3 + [0.5] * 40)) == ["V_ON"]
 
 
+def test_after_an_echo_a_voice_has_to_be_surer() -> None:
+    endpointer = Endpointer()
+    endpointer.wary_until = 10 * HOP_MS
+    found = [endpointer.step(hop * HOP_MS, 0.62, -30, False) for hop in range(1, 20)]
+    assert [one.t for hop in found for one in hop if one.kind == "V_ON"] == [12 * HOP_MS]
+
+
 def test_an_isolated_voiced_hop_delays_the_end_and_is_no_speech() -> None:
     plain = hear([1] * 10 + [0] * 30)
     clicked = hear([1] * 10 + [0] * 18 + [1] + [0] * 11)

@@ -1,7 +1,6 @@
 """The listening half: from hops and frames to a turn that the model has heard and judged."""
 
 from collections.abc import Generator
-from typing import Any
 
 from runtime.audio import level_db
 from runtime.errors import PromptError
@@ -17,7 +16,6 @@ RING_MS = 2000  # of sound that is kept while nobody speaks
 JUMP = 500  # ms by which time may jump before the detector's memory is of something else
 ECHO_MS = 3000  # within which words that were played may come back
 GAP = 1000  # ms without sound that end a turn
-REFORK_MS = 2560  # of an answer heard since a turn began over it, from which its end is worth to be known
 
 
 class Listening(Stage):
@@ -60,7 +58,8 @@ class Listening(Stage):
         if turn is None or not self.frames or turn.asked or turn.segments or self.endpointer.soft:
             return False
         period = max(settings.frame_period, 2 * self._see_ms)
-        return self.frames[-1][0] - turn.last_frame >= period and len(turn.frames) < settings.frame_max
+        last = turn.frames[-1][0] if turn.frames else float("-inf")
+        return self.frames[-1][0] - last >= period and len(turn.frames) < settings.frame_max
 
     def _do_fork(self, t: float) -> None:
         self.model.fork(None)
@@ -71,20 +70,7 @@ class Listening(Stage):
         answer = self.answer
         heard = self.player.heard_ms if answer is not None and answer.opened else 0.0
         self.model.fork(heard)
-        self.turn = UserTurn(self._at, began=t, voiced_ms=self._voiced, fork_heard=heard)
-
-    def _do_fork_again(self, t: float) -> None:
-        """The answer was heard to its end: let the turn that began over it follow all of it, if that is still cheap."""
-        turn = self.turn
-        assert turn is not None
-        if turn.asked or turn.segments or turn.fork_heard is None:
-            return
-        if self._last_heard - turn.fork_heard > REFORK_MS:
-            self.scheduler.cancel_lane("listen")
-            self.model.reject()
-            self.model.fork(None)
-            for frame in turn.frames:
-                self._submit_see(frame)
+        self.turn = UserTurn(self._at, began=t, voiced_ms=self._voiced)
 
     def _do_see_newest(self, t: float) -> None:
         if self.frames and t - self.frames[-1][0] <= self.settings.frame_stale:
@@ -92,14 +78,10 @@ class Listening(Stage):
 
     def _do_see(self, t: float) -> None:
         assert self.turn is not None
-        taken, frame = self.frames[-1]
+        newest = self.frames[-1]
         self.frames.clear()
-        self.turn.last_frame = taken
-        self.turn.frames.append(frame)
-        self._submit_see(frame)
-
-    def _submit_see(self, frame: Any) -> None:
-        self.scheduler.submit(Job("listen", "see", self.model.see(frame), lambda: self._when_spare("see", SEE)))
+        self.turn.frames.append(newest)
+        self.scheduler.submit(Job("listen", "see", self.model.see(newest[1]), lambda: self._when_spare("see", SEE)))
 
     def _do_speculate(self, t: float) -> None:
         turn = self.turn
@@ -111,11 +93,10 @@ class Listening(Stage):
 
     def _ask(self, turn: UserTurn) -> None:
         """Let the model hear the turn and judge it. Frames that were not begun go to the next turn."""
-        started = [job for job in self.scheduler.in_lane("listen") if job.name == "see"]
-        for job in started:
-            if not job.ran_ms:
+        for job in reversed(self.scheduler.in_lane("listen")):
+            if job.name == "see" and not job.ran_ms:
                 self.scheduler.cancel(job)
-                turn.frames.pop()
+                self.frames.appendleft(turn.frames.pop())
         turn.asked, turn.heard, turn.verdict = True, False, None
         wave = self.recording.wave(turn.start, turn.end)
         self.scheduler.submit(Job("listen", "judge", self._judging(turn, wave), lambda: JUDGE))

@@ -28,9 +28,7 @@ class UserTurn:
     retried: bool = False
     speculations: int = 0
     segments: int = 0  # that are read for good
-    frames: list[Any] = field(default_factory=list)
-    last_frame: float = float("-inf")
-    fork_heard: float | None = None  # ms of the answer that were heard when the turn began
+    frames: list[tuple[float, Any]] = field(default_factory=list)  # when each was taken
 
     def forget_verdict(self) -> None:
         self.verdict, self.soft_t, self.asked, self.heard = None, None, False, False

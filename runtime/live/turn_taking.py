@@ -113,7 +113,7 @@ def _rows() -> tuple[Row, ...]:
         Row(29, ("R_HEAR",), "T_INCOMPLETE", "", ("rejudge",), "R_GATE"),
         Row(30, ("R_GATE",), "G_TO", "long speech over an answer", ("stop_reply", "answer"), "THINK"),
         Row(30, ("R_GATE",), "G_TO", "", ("drop_listening", "resume"), BACK),
-        Row(31, ("R_HEAR",), "P_DONE", "", ("commit", "fork_again"), "HEAR"),
+        Row(31, ("R_HEAR",), "P_DONE", "", ("commit",), "HEAR"),
         Row(31, ("R_GATE",), "P_DONE", "", ("commit",), "GATE"),
         Row(32, ("SPEAK",), "P_DONE", "", ("commit",), "IDLE"),
         Row(33, ("SPEAK",), "UNDERRUN", "", ("count_underrun",), SAME),
