@@ -351,3 +351,9 @@ def test_who_was_incomplete_twice_gets_more_time() -> None:
     ran = run(40000, speech, Script(verdicts=["INCOMPLETE", "INCOMPLETE", "QUERY"], clauses=[1]))
     waits = [ended - stop for ended, (_, stop) in zip(ran.times("V_END"), speech, strict=True)]
     assert waits == [pytest.approx(608, abs=32), pytest.approx(608, abs=32), pytest.approx(608 + 160, abs=32)]
+
+
+def test_a_gate_that_hung_once_does_not_hang_the_next_turn() -> None:
+    ran = run(20000, [QUESTION], Script(verdicts=[None]), acts=[(9000, lambda duplex: duplex.say("and now?"))])
+    assert len(ran.times("G_TO")) == 1 and len(ran.ended()) == 2
+    assert ran.duplex.state == "IDLE"

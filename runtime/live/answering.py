@@ -46,6 +46,7 @@ class Answering(Listening):
     def _accept(self, t: float) -> Events:
         turn, draft = self.turn, self.draft
         assert turn is not None
+        self.scheduler.cancel_lane("listen")  # a gate that hangs would hang the next turn, too
         if draft is None:
             draft = self._begin_answer("reply", not self.text_only, self.model.reply(not self.text_only))
         elif draft.job is not None:
