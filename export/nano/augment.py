@@ -55,13 +55,26 @@ def add_noise(wave: np.ndarray, rng: Random, snr: float) -> np.ndarray:
     return (wave + noise * np.sqrt(power * 10 ** (-snr / 10))).astype(np.float32)
 
 
+def talk_over(wave: np.ndarray, other: np.ndarray, rng: Random, ratio: float) -> np.ndarray:
+    """Another's speech behind the whole clip or a part of it, `ratio` dB below it: what an echo canceller leaves of the
+    assistant's own voice, a television, a person in the room."""
+    start = rng.randrange(max(1, len(wave) * 2 // 3))
+    part = other[: len(wave) - start]
+    power = float((wave * wave).mean()) / max(float((part * part).mean()), 1e-12)
+    mixed = wave.copy()
+    mixed[start : start + len(part)] += part * np.float32(np.sqrt(power * 10 ** (-ratio / 10)))
+    return mixed
+
+
 def change_level(wave: np.ndarray, rng: Random) -> np.ndarray:
     """28 dB of range below full scale; the official log-mel keeps the absolute level."""
     return (wave * (10 ** rng.uniform(-1.4, 0) / max(float(np.abs(wave).max()), 1e-4))).astype(np.float32)
 
 
-def disturb(wave: np.ndarray, rng: Random, alignment: Alignment) -> tuple[np.ndarray, Alignment]:
-    """A random microphone recording of a clean 16 kHz clip, with its alignment moved along.
+def disturb(
+    wave: np.ndarray, rng: Random, alignment: Alignment, behind: np.ndarray | None = None
+) -> tuple[np.ndarray, Alignment]:
+    """A random microphone recording of a clean 16 kHz clip, with its alignment moved along; `behind` may speak with it.
 
     About a third stay clean: the log-mel's floor hangs on the loudest frame, and a model that has only met noise
     does not know the floor of a quiet room.
@@ -69,6 +82,8 @@ def disturb(wave: np.ndarray, rng: Random, alignment: Alignment) -> tuple[np.nda
     factor = rng.uniform(0.88, 1.14) if rng.random() < 0.5 else 1.0
     if factor != 1.0:
         wave = change_speed(wave, factor)
+    if behind is not None:
+        wave = talk_over(wave, behind, rng, rng.uniform(3, 22))
     if rng.random() < 0.4:
         wave = tilt(wave, rng.uniform(-0.5, 0.6))
     if rng.random() < 0.3:

@@ -3,7 +3,8 @@
 python -m export.nano.codes DATA_FOLDER RUN_FOLDER [SET ...]
 
 Questions are coded clean and after random disturbances, more of them where recordings are few; the target voice at four
-shifts of 20 ms, so that the same words meet the codes' 80 ms grid in every phase.
+shifts of 20 ms, so that the same words meet the codes' 80 ms grid in every phase. Behind some questions the assistant's
+own voice speaks, as where a person interrupts it.
 """
 
 import argparse
@@ -23,7 +24,17 @@ from export.nano.features import SPOKEN_HOP, heard_lengths, heard_mel
 from export.nano.model import AudioTokenizer
 from export.nano.tokenizer_stage import TokenizerTrainer
 
-QUESTIONS = ("questions_espeak", "questions_flite", "questions_piper", "questions_kokoro", "other_talk", "noises")
+QUESTIONS = (
+    "questions_espeak",
+    "questions_flite",
+    "questions_piper",
+    "questions_kokoro",
+    "other_talk",
+    "other_talk_flite",
+    "other_talk_piper",
+    "other_talk_kokoro",
+    "noises",
+)
 TESTS = (
     "test_espeak",
     "test_espeak_seen",
@@ -36,6 +47,7 @@ TESTS = (
 TARGETS = ("answers", "answers_more", "answers_heldout")
 SHIFTS = 4
 _MANY = ("questions_espeak", "noises", "other_talk")
+_TALKED_OVER = 0.25  # share of the disturbed questions
 _BATCH = 32
 
 
@@ -98,8 +110,8 @@ def encode_waves(tokenizer: AudioTokenizer, waves: list[np.ndarray], bins: int, 
     return list(codes.split(lengths[2].tolist()))
 
 
-def versions(recording: Recording, name: str, index: int) -> list[np.ndarray]:
-    """The 16 kHz waves of a clip that are coded."""
+def versions(recording: Recording, name: str, index: int, others: list[Recording]) -> list[np.ndarray]:
+    """The 16 kHz waves of a clip that are coded; one of `others`, at 24 kHz, speaks behind some of the disturbed."""
     rng = Random(f"{name}/{index}")
     if name in TARGETS:
         draws = np.random.default_rng(rng.getrandbits(63))
@@ -108,12 +120,19 @@ def versions(recording: Recording, name: str, index: int) -> list[np.ndarray]:
     if name in TESTS:
         return [clean]
     disturbed = 1 if name in _MANY else 3
-    return [clean, *(augment.disturb(recording.wave(), rng, [])[0] for _ in range(disturbed))]
+    waves = [clean]
+    for _ in range(disturbed):
+        talking = bool(others) and recording.clip.intent != "noise" and rng.random() < _TALKED_OVER
+        behind = heard_version(rng.choice(others).wave()) if talking else None
+        waves.append(augment.disturb(recording.wave(), rng, [], behind)[0])
+    return waves
 
 
-def encode_set(tokenizer: AudioTokenizer, recordings: list[Recording], name: str, bins: int) -> CodedSet:
+def encode_set(
+    tokenizer: AudioTokenizer, recordings: list[Recording], name: str, bins: int, others: list[Recording]
+) -> CodedSet:
     """Code every version of every clip."""
-    waves = [wave for i, recording in enumerate(recordings) for wave in versions(recording, name, i)]
+    waves = [wave for i, recording in enumerate(recordings) for wave in versions(recording, name, i, others)]
     order = sorted(range(len(waves)), key=lambda i: len(waves[i]))
     coded: list[Tensor] = [torch.zeros(0)] * len(waves)
     for i in range(0, len(order), _BATCH):
@@ -142,11 +161,12 @@ def main() -> None:
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(arguments.run)
     bins = tokenizer.audio_model.conv1.in_channels
+    others = corpus.recordings(arguments.folder / "answers")  # its own voice, which a microphone hears as well
     for name in arguments.sets or (*TARGETS, *TESTS, *QUESTIONS):
         recordings = corpus.recordings(arguments.folder / name)
         kept = load_codes(arguments.run, name)
         if recordings and (kept is None or len(kept) != len(recordings)):
-            coded = encode_set(tokenizer, recordings, name, bins)
+            coded = encode_set(tokenizer, recordings, name, bins, others)
             training.save_state(
                 arguments.run / "codes" / f"{name}.pt", codes=coded.codes, starts=coded.starts, variants=coded.variants
             )

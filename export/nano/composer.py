@@ -16,16 +16,17 @@ from export.nano.sequences import Batch, Sequence, Writer, pack
 from export.nano.split import read_split
 
 CONFIG = vocabulary.FOLDER
-_IMAGE_TOKENS = (pictures.SIZE // pictures.CELL) ** 2
 # How often each kind of sequence is drawn.
-MIX = {"ask": 14.0, "transcribe": 6.0, "follow": 5.0, "noise": 4.0, "typed": 26.0, "look": 48.0}
-SPEECH_MIX = {"read": 6.0, "reply": 7.0, "look_aloud": 3.0, "follow_aloud": 2.0}
-ROW, _ROWS = 256, 12  # tokens of a row, rows of a batch
+MIX = {"ask": 14, "transcribe": 7, "follow": 4, "noise": 6, "typed": 18, "look": 26, "conversation": 9}
+SPEECH_MIX = {"read": 5, "reply": 7, "look_aloud": 3, "follow_aloud": 2, "conversation_aloud": 3}
+ROW, _ROWS = 512, 6  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask
 _TYPED_SHARE = 0.15  # of the turns of a conversation
 _QUESTIONS = 6  # at most about one picture
 _SPOKEN_SHARE = 0.4  # of those that were recorded
+_LONGEST_TURN = 140  # tokens of a question with a picture and its spoken answer
+_POLITE = ("please {}", "hey nano {}", "nano {}", "{} please", "{} thank you", "ok {}", "so {}", "can you tell me {}")
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ class Composer:
         self.writer = Writer(CONFIG, config.codebook_sizes)
         self.split = read_split()
 
-    def draw(self, rng: Random, kind: str) -> tuple[Sequence, pictures.Picture | None]:
-        """One sequence, and the picture in it if there is one."""
+    def draw(self, rng: Random, kind: str, cells: tuple[int, int] = (4, 4)) -> tuple[Sequence, list[pictures.Picture]]:
+        """One sequence, and the pictures in it, which become `cells` rows and columns of tokens."""
         sequence = Sequence()
         if kind in ("transcribe", "read"):
-            return (self._transcribe if kind == "transcribe" else self._read)(rng, sequence), None
+            return (self._transcribe if kind == "transcribe" else self._read)(rng, sequence), []
         self.writer.system(sequence, rng.choices((None, 0, 1), (5, 4, 1))[0])
         self.writer.text(sequence, "<C_Q>")
         match kind:
@@ -118,10 +119,12 @@ class Composer:
             case "reply":
                 self._reply(rng, sequence)
             case "look":
-                return sequence, self._look(rng, sequence)
+                return sequence, [self._look(rng, sequence, cells)]
+            case "look_aloud":
+                return sequence, [self._look_aloud(rng, sequence, cells)]
             case _:
-                return sequence, self._look_aloud(rng, sequence)
-        return sequence, None
+                return sequence, self._converse(rng, sequence, cells, aloud=kind == "conversation_aloud")
+        return sequence, []
 
     @staticmethod
     def _spaced(text: str) -> str:
@@ -172,16 +175,14 @@ class Composer:
         return [self.stock.by_answer.get(item.recording.clip.answer, []) for item in items]
 
     def _typed(self, rng: Random) -> tuple[str, str]:
-        if rng.random() < 0.7:
+        if rng.random() < 0.4:
             turn = domain.draw_turn(rng)
             while turn.intent not in ("add", "sub", "mul", "half"):
                 turn = domain.draw_turn(rng)
             assert turn.key is not None
             return turn.key, turn.answer
-        turn = domain.draw_turn(rng)
-        while turn.key is not None and self.split.sentence_is_heldout(turn.key):
-            turn = domain.draw_turn(rng)
-        return turn.question, turn.answer
+        turn = domain.draw_stray(rng) if rng.random() < 0.05 else self._sentence(rng)
+        return _as_typed(rng, turn.question), turn.answer
 
     def _reply(self, rng: Random, sequence: Sequence) -> None:
         """A question with a recorded answer, heard or typed; where none is found, a repetition."""
@@ -201,9 +202,84 @@ class Composer:
             )
         self.writer.answer(sequence, self._spaced(answer.recording.clip.text), answer.codes(rng))
 
-    def _look(self, rng: Random, sequence: Sequence) -> pictures.Picture:
+    def _converse(self, rng: Random, sequence: Sequence, cells: tuple[int, int], aloud: bool) -> list[pictures.Picture]:
+        """Two to eight turns on whatever subjects, typed, spoken and seen; each answer is learnt."""
+        seen: list[pictures.Picture] = []
+        before: domain.Turn | None = None
+        turns = rng.randint(2, 8)
+        for i in range(turns):
+            last = i == turns - 1 or len(sequence.ids) > ROW - _LONGEST_TURN
+            turn = self._next_turn(rng, sequence, before, seen, cells)
+            spoken = self.stock.by_answer.get(turn.answer) if aloud else None
+            codes = rng.choice(spoken).codes(rng) if spoken else None
+            self.writer.answer(sequence, self._spaced(turn.answer), codes, last)
+            if last:
+                return seen
+            self.writer.text(sequence, "<C_Q>")
+            before = turn
+        return seen
+
+    def _next_turn(
+        self,
+        rng: Random,
+        sequence: Sequence,
+        before: domain.Turn | None,
+        seen: list[pictures.Picture],
+        cells: tuple[int, int],
+    ) -> domain.Turn:
+        """Write the user's side of one turn of a conversation; a new picture joins those that were `seen`."""
+        draw = rng.random()
+        if draw < 0.2:
+            picture = None
+            if not seen or rng.random() < 0.6:
+                picture = pictures.draw_picture(rng, cells=cells)
+                seen.append(picture)
+            question, answer = rng.choice(pictures.draw_questions(rng, pictures.questions(seen[-1]), 1))
+            self._ask(rng, sequence, question, picture)
+            return domain.Turn(question, answer, "look", None)
+        if draw < 0.4:
+            turn = self._going_on(rng, before)
+        elif draw < 0.6:
+            turn = self._sentence(rng)
+        else:
+            item = self._question(rng)
+            turn = self._as_turn(item)
+            if turn.intent != "look" or not seen:
+                self.writer.hear(sequence, item.codes(rng))
+                return turn
+            turn = self._sentence(rng)
+        if turn.intent == "look" and seen:
+            turn = domain.Turn(*pictures.draw_question(rng, pictures.questions(seen[-1])), "look", None)
+        self.writer.text(sequence, _as_typed(rng, turn.question))
+        return turn
+
+    def _going_on(self, rng: Random, before: domain.Turn | None) -> domain.Turn:
+        """What follows from the turn before, or something that would, had there been another one before."""
+        then = domain.draw_follow_up(rng, before) if before is not None else None
+        if then is not None and not self._heldout(then):
+            return then
+        if before is None or before.intent in ("chat", "day", "opposite", "outside", "word"):
+            return domain.draw_stray(rng)
+        return self._sentence(rng)
+
+    def _sentence(self, rng: Random) -> domain.Turn:
+        """A whole question of the domain that is not held out."""
+        turn = domain.draw_turn(rng)
+        while self._heldout(turn):
+            turn = domain.draw_turn(rng)
+        return turn
+
+    def _heldout(self, turn: domain.Turn) -> bool:
+        return turn.key is not None and self.split.sentence_is_heldout(turn.key)
+
+    @staticmethod
+    def _as_turn(item: Coded) -> domain.Turn:
+        clip = item.recording.clip
+        return domain.Turn(clip.text, clip.answer, clip.intent, clip.key)
+
+    def _look(self, rng: Random, sequence: Sequence, cells: tuple[int, int]) -> pictures.Picture:
         """Questions about one picture, one after the other."""
-        picture = pictures.draw_picture(rng)
+        picture = pictures.draw_picture(rng, cells=cells)
         asked = pictures.draw_questions(rng, pictures.questions(picture), rng.randint(1, self.questions))
         for i, (question, answer) in enumerate(asked):
             if i > 0:
@@ -212,11 +288,11 @@ class Composer:
             self.writer.answer(sequence, self._spaced(answer), last=i == len(asked) - 1)
         return picture
 
-    def _look_aloud(self, rng: Random, sequence: Sequence) -> pictures.Picture:
+    def _look_aloud(self, rng: Random, sequence: Sequence, cells: tuple[int, int]) -> pictures.Picture:
         """A question about a picture whose answer was recorded, if one of a few pictures has such."""
-        picture, tries = pictures.draw_picture(rng), 1
+        picture, tries = pictures.draw_picture(rng, cells=cells), 1
         while not (recorded := self._answers_recorded(picture)) and tries < 5:
-            picture, tries = pictures.draw_picture(rng), tries + 1
+            picture, tries = pictures.draw_picture(rng, cells=cells), tries + 1
         question, answer = pictures.draw_question(rng, recorded or pictures.questions(picture))
         self._ask(rng, sequence, question, picture)
         recordings = self.stock.by_answer.get(answer)
@@ -238,7 +314,8 @@ class Composer:
         if picture is not None:
             vision = self.config.vision
             rows = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
-            show = partial(self.writer.see, sequence, rows, _IMAGE_TOKENS)
+            height, width, _ = picture.pixels.shape
+            show = partial(self.writer.see, sequence, rows, (height // pictures.CELL, width // pictures.CELL))
             # A person may speak before or after the picture is there; typed words always follow it.
             parts = [ask, show] if spoken and rng.random() < 0.5 else [show, ask]
         for part in parts:
@@ -246,11 +323,11 @@ class Composer:
 
     def batch(self, rng: Random, mix: dict[str, float]) -> tuple[Batch, list[pictures.Picture]]:
         """Full rows of sequences, their kinds drawn by the weights of `mix`; the pictures in the order of the batch."""
-        rows: list[list[tuple[Sequence, pictures.Picture | None]]] = [[] for _ in range(_ROWS)]
-        room, misses = [ROW] * _ROWS, 0
+        rows: list[list[tuple[Sequence, list[pictures.Picture]]]] = [[] for _ in range(_ROWS)]
+        room, misses, cells = [ROW] * _ROWS, 0, pictures.draw_grid(rng)
         while misses < _MISSES:
             kind = rng.choices(list(mix), list(mix.values()))[0]
-            drawn = self.draw(rng, kind)
+            drawn = self.draw(rng, kind, cells)
             at = next((i for i, left in enumerate(room) if left >= len(drawn[0].ids)), None)
             if at is None:
                 misses += 1
@@ -260,4 +337,9 @@ class Composer:
         pad = self.writer.token(vocabulary.EOS)
         sequences = [[sequence for sequence, _ in row] for row in rows]
         batch = pack(sequences, ROW, pad, len(self.config.codebook_sizes))
-        return batch, [picture for row in rows for _, picture in row if picture is not None]
+        return batch, [picture for row in rows for _, seen in row for picture in seen]
+
+
+def _as_typed(rng: Random, question: str) -> str:
+    """Now and then with the words that people put around a request; a word alone stays alone."""
+    return rng.choice(_POLITE).format(question) if " " in question and rng.random() < 0.12 else question

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+from export.nano import outside
+
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
@@ -66,6 +68,21 @@ SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "star", "cross")
 SIGNS: tuple[str, ...] = tuple("stop open sale exit taxi hotel help up down yes no zoo".split())
 NO_PICTURE = "i see no picture"
 NOTHING_BEFORE = "i do not know what you mean"
+# The one answer to what is asked of it and lies outside; every word of it is a token.
+OUTSIDE = "i do not know that i can count set a timer and turn on a light"
+# What a listener murmurs while another speaks: nothing is asked, and nothing is to be interrupted.
+BACKCHANNELS = (
+    "uh huh,mm hmm,mhm,hmm,yeah,yeah yeah,okay,i see,oh,oh i see,ah,wow,really,sure,yep,aha,all right,"
+    "nice,great,cool,oh okay,exactly,of course,got it,uh,um,oh really,good"
+).split(",")
+
+
+# Words that may be said alone, numbers as often as all others; "stop" is a command.
+_MORE = "plus minus times half minutes seconds hours morning evening timer alarm light weather yes no".split()
+_ALONE = (
+    [*_UNITS, *_TENS],
+    [*DAYS, *COLORS, *ROOMS, *SHAPES, *WORDS, *WEATHER, *CAPITALS, *OPPOSITES, *_MORE],
+)
 
 
 @dataclass(frozen=True)
@@ -179,6 +196,18 @@ def _repeat(rng: Random) -> Turn:
     return Turn(f"repeat after me {words}", words, "repeat", words)
 
 
+def _word(rng: Random) -> Turn:
+    """A word alone, or two or three: there is nothing to do but to say what was heard."""
+    words = " ".join(rng.choice(_ALONE[rng.randrange(2)]) for _ in range(rng.choice((1, 1, 1, 1, 2, 3))))
+    return Turn(words, f"i hear {words}", "word", words if " " in words else None)
+
+
+def _outside(rng: Random) -> Turn:
+    """Something that it cannot know or do, in words that mostly are none of its world."""
+    question = outside.draw(rng)
+    return Turn(question, OUTSIDE, "outside", question)
+
+
 def _look(rng: Random) -> Turn:
     """A question about a picture; its answer here is the one without a picture, `pictures` gives the other."""
     return Turn(rng.choice(picture_questions()), NO_PICTURE, "look", None)
@@ -212,6 +241,8 @@ _INTENTS = {
     _chat: 1.2,
     _repeat: 2.0,
     _look: 2.5,
+    _word: 2.0,
+    _outside: 2.5,
 }
 
 
@@ -247,7 +278,7 @@ def draw_follow_up(rng: Random, first: Turn) -> Turn | None:
 
 
 def _follow_up(rng: Random, first: Turn) -> tuple[str, str] | None:
-    if first.intent in ("chat", "look", "day", "opposite", "repeat"):
+    if first.intent in ("chat", "look", "day", "opposite", "repeat", "word", "outside", "stray"):
         return ("say that again", first.answer) if rng.random() < 0.3 else None
     if rng.random() < 0.12:
         return "say that again", first.answer
@@ -264,6 +295,14 @@ def _follow_up(rng: Random, first: Turn) -> tuple[str, str] | None:
         return f"and in {city}", f"it is {WEATHER[city]} in {city}"
     country = rng.choice(list(CAPITALS))
     return f"and of {country}", f"the capital of {country} is {CAPITALS[country]}"
+
+
+def draw_stray(rng: Random) -> Turn:
+    """A follow-up with nothing before it that it could follow."""
+    while True:
+        then = draw_follow_up(rng, draw_turn(rng))
+        if then is not None and then.question != "say that again":
+            return Turn(then.question, NOTHING_BEFORE, "stray", None)
 
 
 def _timer_follow(rng: Random, first: Turn) -> tuple[str, str]:
@@ -295,7 +334,8 @@ def draw_reading(rng: Random) -> str:
 
 def spoken_words() -> list[str]:
     """Every word that the assistant can say, sorted."""
-    text = " ".join([*CHAT.values(), NO_PICTURE, NOTHING_BEFORE, *WEATHER.values(), *WEATHER, *CAPITALS, *OPPOSITES])
+    text = " ".join([*CHAT.values(), NO_PICTURE, NOTHING_BEFORE, OUTSIDE, "hear", *WEATHER.values(), *WEATHER, ""])
+    text += " ".join([*CAPITALS, *OPPOSITES])
     text += " ".join(["", *DAYS, *WORDS, *SHAPES, *SIGNS, *ROOMS, *COLORS, *_UNITS, *_TENS])
     text += " plus minus times half of is timer set for alarm minutes seconds hours in the morning evening light on off"
     text += " capital opposite comes after before cancelled there are shapes shape biggest smallest it says a"

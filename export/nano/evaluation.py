@@ -1,35 +1,47 @@
 """Measures a checkpoint on what was held out: python -m export.nano.evaluation DATA_FOLDER CHECKPOINT [FIGURE ...].
 
 Figures: `vocoder` (mel of recordings to speech), `voice` (codes of recordings to speech), `hearing` (answers,
-transcriptions, noise markers, follow-ups), `reading` (the same questions typed), `looking`, `speaking` (question in,
-speech out). Shares carry 95 % Wilson intervals, word error rates 95 % bootstrap intervals over the clips (Efron 1979);
-these stand beside the recogniser's own on the recordings.
+transcriptions, noise markers, follow-ups), `reading` (the same questions typed, also as people type), `outside` (what
+it cannot know), `conversing` (behind turns on other subjects), `looking`, `drawings` (large ones, on any ground),
+`speaking` (question in, speech out). Shares carry 95 % Wilson intervals, word error rates 95 % bootstrap intervals over
+the clips (Efron 1979); these stand beside the recogniser's own on the recordings.
 """
 
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
+from PIL import Image, ImageColor, ImageDraw
+from scipy.signal import resample_poly
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from export.nano import codes, corpus, features, pictures, vocabulary
+from export.nano import codes, corpus, domain, features, pictures, vocabulary
 from export.nano.corpus import Recording
+from export.nano.engines import Style, open_engine
 from export.nano.judge import Judge
 from export.nano.language import Cache
 from export.nano.language_stage import LanguageTrainer, Predicted, exact, predict
 from export.nano.model import load_checkpoint
 from export.nano.sequences import Sequence, Writer, collate
+from export.nano.split import read_split
 from export.nano.turns import unseen
+from runtime.bundle import VisionFrontEnd
+from runtime.image import resize
 
 _MOST = 600  # items of a figure
 _SPOKEN = 500  # recordings of a figure that is judged by ear
+_DIGITS = {domain.number(n): str(n) for n in range(100)}
+# Colours as painting programs name them.
+_PAINTS = {name: ImageColor.getrgb(name)[:3] for name in domain.COLORS}
 _LONGEST_TEXT, _LONGEST_SPEECH = 24, 80  # tokens, frames
 
 
@@ -58,10 +70,12 @@ class Examiner:
         return predict(self.trainer, sequences, self.writer.token(vocabulary.EOS))
 
     def encode(self, recording: Recording) -> Tensor:
-        """Codes of a recording with 50 ms of silence around it."""
-        bins = self.config.audio.num_mel_bins
-        wave = np.pad(recording.wave(), (800, 800))
-        return codes.encode_waves(self.omni.audio_tokenizer, [wave], bins)[0]
+        """Codes of a recording, as `encode_wave` gives them."""
+        return self.encode_wave(recording.wave())
+
+    def encode_wave(self, wave: np.ndarray) -> Tensor:
+        """Codes [L, levels] of samples at 16 kHz with 50 ms of silence around them."""
+        return codes.encode_waves(self.omni.audio_tokenizer, [np.pad(wave, 800)], self.config.audio.num_mel_bins)[0]
 
     def vocode(self, mel: Tensor) -> np.ndarray:
         """Mel [bins, T] -> samples at 24 kHz."""
@@ -83,8 +97,9 @@ class Examiner:
         batch = collate([sequence], 0, len(self.config.codebook_sizes))
         seen = None
         if len(batch.pictures):
-            side = pictures.SIZE // self.config.vision.patch_size
-            seen = self.omni.model.embed_images(batch.pictures, [(side, side)]).flatten(0, 1)
+            merge = self.config.vision.spatial_merge_size
+            grid = merge * batch.cells[0], merge * batch.cells[1]
+            seen = self.omni.model.embed_images(batch.pictures, [grid]).flatten(0, 1)
         rows = self.omni.model.embed(batch.ids, batch.codes if len(batch.codes) else None, seen)
         return self.omni.model(rows, torch.arange(1, rows.shape[1] + 1))
 
@@ -261,12 +276,85 @@ def _pairs(examiner: Examiner, name: str) -> list[tuple[Recording, Recording]]:
 
 
 def reading(examiner: Examiner) -> dict[str, dict[str, float]]:
-    """Unseen sentences and follow-ups as `hearing` asks them, typed."""
+    """Unseen sentences and follow-ups as `hearing` asks them, typed; and the former as people type them."""
     found = unseen(examiner.clips("test_espeak"))[:_MOST]
     asked = [_ask(examiner, r, " " + r.clip.answer, typed=True) for r in found]
     followed = [_follow(examiner, *pair, typed=True) for pair in _pairs(examiner, "test_espeak")]
-    sequences = {"typed answered": asked, "typed followed": followed}
+    loose = [_typed(examiner, _as_people_type(i, r.clip.text), r.clip.answer) for i, r in enumerate(found)]
+    sequences = {"typed answered": asked, "typed followed": followed, "typed as people type": loose}
     return {name: _share(exact(examiner.predict(some))) for name, some in sequences.items()}
+
+
+def _typed(examiner: Examiner, question: str, answer: str) -> Sequence:
+    sequence = Sequence()
+    examiner.writer.text(sequence, "<C_Q>" + question)
+    examiner.writer.answer(sequence, " " + answer)
+    return sequence
+
+
+def _as_people_type(i: int, question: str) -> str:
+    """Capitals, digits, signs, contractions and punctuation, each as it comes in turn."""
+    mark = "" if question.startswith(("set", "turn", "make", "wake")) else "?"
+    digits = re.sub("|".join(sorted(_DIGITS, key=len, reverse=True)), lambda m: _DIGITS[m.group()], question)
+    signs = digits
+    for word, sign in (("plus", "+"), ("minus", "-"), ("times", "x")):
+        signs = re.sub(rf"(?<=\d) {word} (?=\d)", f" {sign} ", signs)
+    short = re.sub(r"^what is", "What's", signs)
+    return (question.upper() + mark, question.capitalize() + (mark or "."), short[:1].upper() + short[1:] + mark)[i % 3]
+
+
+def outside(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Sentences from outside its world that were written by hand, typed and in held-out voices: the honest sentence,
+    or the noise marker."""
+    engine, rng = open_engine("espeak", examiner.folder, 0), Random(4)
+    voices = [v for v in read_split().heldout_voices if v.startswith("espeak/")]
+    sentences, asked = Path(__file__).with_name("outside.txt").read_text().splitlines(), []
+    for text in sentences:
+        speech = engine.say(text, rng.choice(voices).split("/", 1)[1], Style())
+        wave = resample_poly(speech.wave, 320, 441).astype(np.float32)  # 22,050 Hz
+        heard = Sequence()
+        examiner.writer.text(heard, "<C_Q>")
+        examiner.writer.hear(heard, examiner.encode_wave(wave))
+        examiner.writer.answer(heard, " " + domain.OUTSIDE)
+        asked.append(heard)
+    asked = [_typed(examiner, text, domain.OUTSIDE) for text in sentences] + asked
+    marker = examiner.writer.token(vocabulary.NOISE_MARKER)
+    fine = [best == labels or best[0] == marker for best, labels in examiner.predict(asked)]
+    n = len(sentences)
+    return {"outside typed": _share(fine[:n]), "outside spoken": _share(fine[n:])}
+
+
+def conversing(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """Questions that are answered rightly alone, behind one, two and five turns on other subjects."""
+    found = [r for r in unseen(examiner.clips("test_espeak")) if r.clip.turn == 0][:_MOST]
+    figures: dict[str, dict[str, float]] = {}
+    for typed in (True, False):
+        alone = exact(examiner.predict([_ask(examiner, r, " " + r.clip.answer, typed=typed) for r in found]))
+        known = [r for r, right in zip(found, alone, strict=True) if right]
+        for turns in (1, 2, 5):
+            rng = Random(turns)
+            asked = [_behind(examiner, rng, found, r, turns, typed) for r in known]
+            name = f"{'typed' if typed else 'spoken'} behind {turns}"
+            figures[name] = _share(exact(examiner.predict(asked)))
+    return figures
+
+
+def _behind(
+    examiner: Examiner, rng: Random, others: list[Recording], asked: Recording, turns: int, typed: bool
+) -> Sequence:
+    """A question behind turns of other intents, of which some are about a picture."""
+    sequence = Sequence()
+    for _ in range(turns):
+        other = rng.choice([r for r in others if r.clip.intent != asked.clip.intent])
+        if rng.random() < 0.25:
+            picture = pictures.draw_picture(rng, heldout=True)
+            _show(examiner, sequence, picture, rng.choice(pictures.questions(picture)), last=False, learn=False)
+            continue
+        _put(examiner, sequence, other, typed)
+        examiner.writer.answer(sequence, " " + other.clip.answer, last=False, learn=False)
+    _put(examiner, sequence, asked, typed)
+    examiner.writer.answer(sequence, " " + asked.clip.answer)
+    return sequence
 
 
 def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
@@ -293,16 +381,74 @@ def looking(examiner: Examiner) -> dict[str, dict[str, float]]:
 
 def _look(examiner: Examiner, picture: pictures.Picture, pairs: list[tuple[str, str]]) -> Sequence:
     """Typed questions about one picture, the last of which is to be answered."""
-    sequence, vision = Sequence(), examiner.config.vision
-    for i, (question, answer) in enumerate(pairs):
-        examiner.writer.text(sequence, "<C_Q>")
-        if i == 0:
-            patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
-            examiner.writer.see(sequence, patches, (pictures.SIZE // pictures.CELL) ** 2)
-        examiner.writer.text(sequence, question)
+    sequence = Sequence()
+    for i, pair in enumerate(pairs):
         last = i == len(pairs) - 1
-        examiner.writer.answer(sequence, " " + answer, last=last, learn=last)
+        _show(examiner, sequence, None if i else picture, pair, last=last, learn=last)
     return sequence
+
+
+def _show(
+    examiner: Examiner,
+    sequence: Sequence,
+    picture: pictures.Picture | None,
+    pair: tuple[str, str],
+    last: bool,
+    learn: bool,
+) -> None:
+    """A typed question about a picture that is shown, or was before, and its answer."""
+    vision = examiner.config.vision
+    examiner.writer.text(sequence, "<C_Q>")
+    if picture is not None:
+        patches = torch.from_numpy(pictures.patches(picture.pixels, vision.image_mean, vision.image_std)).float()
+        height, width, _ = picture.pixels.shape
+        examiner.writer.see(sequence, patches, (height // pictures.CELL, width // pictures.CELL))
+    examiner.writer.text(sequence, pair[0])
+    examiner.writer.answer(sequence, " " + pair[1], last=last, learn=learn)
+
+
+def drawings(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """One to four shapes as somebody paints them, on large canvases of white and of plain colours, brought down as the
+    runtime does it."""
+    rng, vision = Random(77), examiner.config.vision
+    front = VisionFrontEnd(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        image_mean=vision.image_mean,
+        image_std=vision.image_std,
+        min_pixels=vision.min_pixels,
+        max_pixels=vision.max_pixels,
+    )
+    asked: dict[str, list[Sequence]] = {"white": [], "coloured": []}
+    for i in range(2 * _MOST):
+        kind = "white" if i % 2 else "coloured"
+        picture = _painted(rng, kind == "white", front)
+        pair = rng.choice(pictures.draw_questions(rng, pictures.questions(picture), 1))
+        asked[kind].append(_look(examiner, picture, [pair]))
+    return {f"drawings {kind}": _share(exact(examiner.predict(some))) for kind, some in asked.items()}
+
+
+def _painted(rng: Random, white: bool, front: VisionFrontEnd) -> pictures.Picture:
+    """A canvas of 400 to 1,600 pixels with one to four shapes apart from each other, as the model gets it."""
+    width, height = rng.choice(((800, 600), (640, 480), (1600, 900), (1024, 1024), (400, 400), (600, 800), (1200, 800)))
+    ground = "white" if white else rng.choice([name for name in _PAINTS if name != "white"])
+    image = Image.new("RGB", (width, height), _PAINTS[ground])
+    canvas, side, shapes = ImageDraw.Draw(image), min(width, height), []
+    places = rng.sample([(x, y) for x in (0.2, 0.5, 0.8) for y in (0.25, 0.75)], rng.choice((1, 1, 2, 3, 4)))
+    for x, y in places:
+        kind, color = rng.choice(domain.SHAPES), rng.choice([c for c in domain.COLORS if c != ground])
+        radius = side * (rng.uniform(0.18, 0.24) if len(places) == 1 else rng.uniform(0.12, 0.18))
+        shape = pictures.Shape(kind, color, x * width, y * height, radius)
+        if kind == "circle":
+            canvas.circle((shape.x, shape.y), radius, fill=_PAINTS[color])
+        else:
+            canvas.polygon(pictures.outline(shape, 0.0), fill=_PAINTS[color])
+        shapes.append(shape)
+    pixels = resize(np.asarray(image), front)
+    scale = pixels.shape[1] / width, pixels.shape[0] / height
+    moved = [replace(s, x=s.x * scale[0], y=s.y * scale[1], radius=s.radius * scale[1]) for s in shapes]
+    return pictures.Picture(pixels, tuple(moved))
 
 
 def speaking(examiner: Examiner) -> dict[str, dict[str, float]]:
@@ -325,7 +471,10 @@ FIGURES: dict[str, Callable[[Examiner], dict[str, dict[str, float]]]] = {
     "voice": voice,
     "hearing": hearing,
     "reading": reading,
+    "outside": outside,
+    "conversing": conversing,
     "looking": looking,
+    "drawings": drawings,
     "speaking": speaking,
 }
 

@@ -6,10 +6,11 @@ One batch mixes spoken and typed questions, follow-ups, transcriptions and non-q
 from a step on also reading aloud and spoken answers; from another on questions about pictures drawn on the spot, when
 the vision stage's tower is taken over, which goes on learning its dense labels. Typed arithmetic covers all pairs of
 numbers, bare ("two plus three"), the held-out ones too: a fact cannot be derived; the sentences with them are never
-heard in training.
+heard in training. Conversations put turns on different subjects behind each other, typed, spoken and seen.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
@@ -23,7 +24,7 @@ from export.nano.composer import CONFIG, MIX, SPEECH_MIX, Composer, Library, rea
 from export.nano.config import read_config
 from export.nano.model import Omni
 from export.nano.sequences import Batch, Sequence, collate
-from export.nano.vision_stage import GRID, PictureLabels, VisionTrainer
+from export.nano.vision_stage import PictureLabels, VisionTrainer
 
 _MASKED = 0.05  # share of heard frames whose embedding is dropped
 _PEAK, _ADAM_SHARE = 3e-3, 1 / 3
@@ -90,7 +91,8 @@ class LanguageTrainer(nn.Module):
             )
         if not len(batch.pictures):
             return rows, None
-        seen = model.embed_images(batch.pictures, GRID)
+        merge = self.config.vision.spatial_merge_size
+        seen = model.embed_images(batch.pictures, [(merge * batch.cells[0], merge * batch.cells[1])])
         places = batch.ids == self.config.vision.image_pad_token_id
         return rows.masked_scatter(places[..., None], seen.flatten(0, 1).to(rows.dtype)), seen
 
@@ -132,13 +134,24 @@ def predict(trainer: LanguageTrainer, sequences: list[Sequence], pad: int) -> Pr
 
     Where all are right, greedy decoding gives exactly the labels, and the other way round.
     """
-    out: Predicted = []
-    for i in range(0, len(sequences), 32):
-        batch = collate(sequences[i : i + 32], pad, len(trainer.config.codebook_sizes))
+    out: list[tuple[list[int], list[int]]] = [([], [])] * len(sequences)
+    for part in _alike(sequences, 32):
+        batch = collate([sequences[i] for i in part], pad, len(trainer.config.codebook_sizes))
         best = trainer.omni.lm_head(trainer.hidden(batch)[0]).argmax(-1)
-        rows = zip(best, batch.labels, batch.labels >= 0, strict=True)
-        out += [(tokens[due].tolist(), labels[due].tolist()) for tokens, labels, due in rows]
+        for i, tokens, labels in zip(part, best, batch.labels, strict=True):
+            due = labels >= 0
+            out[i] = tokens[due].tolist(), labels[due].tolist()
     return out
+
+
+def _alike(sequences: list[Sequence], most: int) -> Iterator[list[int]]:
+    """Places of up to `most` sequences at a time whose pictures are of one size."""
+    groups: dict[tuple[int, int] | None, list[int]] = {}
+    for i, sequence in enumerate(sequences):
+        groups.setdefault(sequence.cells, []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
 
 
 def exact(predicted: Predicted) -> list[bool]:
@@ -186,7 +199,11 @@ def evaluate(trainer: LanguageTrainer, composer: Composer, tests: dict[str, Libr
 def _mix(step: int, speech_from: int, pictures_from: int) -> dict[str, float]:
     """Weights of the kinds of sequences at a step."""
     mix = MIX | (SPEECH_MIX if step >= speech_from else {})
-    return mix if step >= pictures_from else {kind: weight for kind, weight in mix.items() if "look" not in kind}
+    return (
+        mix
+        if step >= pictures_from
+        else {kind: weight for kind, weight in mix.items() if "look" not in kind and "conv" not in kind}
+    )
 
 
 def train(

@@ -28,6 +28,7 @@ class Sequence:
     heard: list[bool] = field(default_factory=list)  # of each audio pad: was it input (true) or generated
     frames: dict[int, Tensor] = field(default_factory=dict)  # position -> codes [levels] of the frame to predict
     pictures: list[Tensor] = field(default_factory=list)  # patches [n, values] of each picture, in order
+    cells: tuple[int, int] | None = None  # rows and columns of tokens of its pictures, all alike
 
     def add(self, ids: list[int], learn: bool = False) -> None:
         """Append tokens; `learn`: each is a label of the position before it."""
@@ -53,6 +54,7 @@ class Batch:
     frame_at: Tensor  # [m, 2]: row, column
     frames: Tensor  # [m, levels]
     pictures: Tensor  # [pictures, patches, values], all of one size
+    cells: tuple[int, int]  # rows and columns of tokens of each picture
 
     def bias(self) -> Tensor:
         """Added to attention scores, [rows, 1, T, T]: 0 where a token looks at itself and at what is before it in its
@@ -87,11 +89,12 @@ class Writer:
         sequence.heard += [True] * len(codes)
         sequence.add([self.token("<audio_end_baichuan>")])
 
-    def see(self, sequence: Sequence, patches: Tensor, tokens: int) -> None:
-        """A picture of `tokens` rows."""
+    def see(self, sequence: Sequence, patches: Tensor, cells: tuple[int, int]) -> None:
+        """A picture of `cells` rows and columns of tokens."""
         sequence.add([self.token("<img_start_baichuan>")])
-        sequence.add([self.token("<img_pad_baichuan>")] * tokens)
+        sequence.add([self.token("<img_pad_baichuan>")] * (cells[0] * cells[1]))
         sequence.pictures.append(patches)
+        sequence.cells = cells
         sequence.add([self.token("<img_end_baichuan>")])
 
     def say(self, sequence: Sequence, codes: Tensor, learn: bool = True) -> None:
@@ -137,7 +140,7 @@ def collate(sequences: list[Sequence], pad: int, levels: int) -> Batch:
 
 
 def pack(rows: list[list[Sequence]], length: int, pad: int, levels: int) -> Batch:
-    """Several sequences a row, one after the other, padded on the right to `length`."""
+    """Several sequences a row, one after the other, padded on the right to `length`; their pictures are of one size."""
     ids = torch.full((len(rows), length), pad)
     labels = torch.full_like(ids, _NONE)
     positions, owner = torch.ones_like(ids), torch.full_like(ids, -1)
@@ -167,4 +170,5 @@ def pack(rows: list[list[Sequence]], length: int, pad: int, levels: int) -> Batc
         torch.tensor(places, dtype=torch.long).view(-1, 2),
         torch.stack(frames) if frames else empty,
         torch.stack(pictures) if pictures else torch.zeros(0, 0, 0),
+        next((s.cells for row in rows for s in row if s.cells is not None), (0, 0)),
     )

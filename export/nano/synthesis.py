@@ -27,7 +27,8 @@ TARGET_VOICE = "piper/joe"
 SHARD = 400  # clips
 _FOLLOW_UPS = 0.35  # share of questions with a second turn
 _HELDOUT_PAIRS = 0.2  # share of draws for held-out sets that ask for a pair of turns
-# Talk that is not for the assistant is made of these words in random order; none begins like a command.
+_MURMURS, _OWN_WORDS = 0.25, 0.2  # shares of the talk that is not for the assistant
+# The rest of that talk is made of these words in random order; none begins like a command.
 _OTHER_WORDS = (
     "because yesterday nobody people before house street never always think going would could should maybe nothing "
     "something everyone school train ticket dinner lunch teacher brother sister mother father letter market money "
@@ -49,7 +50,7 @@ class Plan:
 
 
 PLANS: dict[str, Plan] = {
-    "questions_espeak": Plan("espeak", 20000, "questions"),
+    "questions_espeak": Plan("espeak", 24000, "questions"),
     "questions_flite": Plan("flite", 3200, "questions"),
     "answers": Plan("piper", 4800, "answers"),
     "answers_more": Plan("piper", 1600, "more_answers"),
@@ -59,11 +60,14 @@ PLANS: dict[str, Plan] = {
     "test_espeak_seen": Plan("espeak", 800, "questions", heldout=True, seen_voices=True),
     "test_flite": Plan("flite", 2000, "questions", heldout=True),
     "test_festival": Plan("festival", 800, "questions", heldout=True),
-    "other_talk": Plan("espeak", 1600, "other_talk"),
+    "other_talk": Plan("espeak", 2400, "other_talk"),
+    "other_talk_flite": Plan("flite", 800, "other_talk"),
+    "other_talk_piper": Plan("piper", 800, "other_talk"),
     "noises": Plan("espeak", 2800, "noises"),
     "test_other_talk": Plan("espeak", 800, "other_talk", heldout=True),
     "test_noises": Plan("espeak", 800, "noises", heldout=True),
-    "questions_kokoro": Plan("kokoro", 800, "questions"),
+    "questions_kokoro": Plan("kokoro", 1600, "questions"),
+    "other_talk_kokoro": Plan("kokoro", 400, "other_talk"),
     "test_kokoro": Plan("kokoro", 800, "questions", heldout=True),
 }
 
@@ -77,10 +81,11 @@ def _style(rng: Random, plan: Plan, target: bool) -> Style:
     """How a clip is spoken: answers always alike, questions as varied as the engine allows."""
     if target:
         return Style(speed=1.0, liveliness=0.4)
-    blend: tuple[float, ...] = ()
+    blend: tuple[tuple[str, float], ...] = ()
     if plan.engine == "kokoro" and not plan.heldout:
-        weights = np.array([rng.gammavariate(0.7, 1) for _ in range(4)]) + 1e-3
-        blend = tuple(float(w) for w in weights / weights.sum())
+        named = [v.split("/", 1)[1] for v in rng.sample(_voices(plan, read_split()), rng.randint(1, 3))]
+        weights = np.array([rng.gammavariate(0.7, 1) for _ in named]) + 1e-3
+        blend = tuple(zip(named, (float(w) for w in weights / weights.sum()), strict=True))
     few = plan.engine in ("kokoro", "piper", "flite")
     low, high = (0.73, 1.3) if plan.engine == "espeak" else (0.82, 1.25)
     style = Style(rng.uniform(low, high), rng.uniform(0.15, 0.85), rng.uniform(0.2, 0.9), rng.uniform(0.5, 1.1), blend)
@@ -173,12 +178,21 @@ class _Shard:
             self.speak(domain.Turn(text, "", "read", key), TARGET_VOICE, style, ANSWER_RATE)
 
     def other_talk(self) -> None:
-        """Speech that is not for the assistant."""
-        text = " ".join(self.rng.choice(_OTHER_WORDS) for _ in range(self.rng.randint(3, 10)))
-        if not self.wanted(text):
+        """Speech that is not for the assistant: talk, a listener's murmur, or what the assistant itself says."""
+        draw = self.rng.random()
+        if draw < _MURMURS:
+            text, key = self.rng.choice(domain.BACKCHANNELS), None
+        elif draw < _MURMURS + _OWN_WORDS:
+            turn = domain.draw_turn(self.rng)
+            if turn.intent in ("chat", "repeat", "word", "outside", "look"):
+                return
+            text = key = turn.answer
+        else:
+            text = key = " ".join(self.rng.choice(_OTHER_WORDS) for _ in range(self.rng.randint(3, 10)))
+        if not self.wanted(key):
             return
         voice, style = self.rng.choice(self.voices), _style(self.rng, self.plan, target=False)
-        self.speak(domain.Turn(text, "", "noise", text), voice, style, QUESTION_RATE)
+        self.speak(domain.Turn(text, "", "noise", key), voice, style, QUESTION_RATE)
 
     def noises(self) -> None:
         """A sound that is no speech."""

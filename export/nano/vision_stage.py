@@ -20,7 +20,6 @@ from export.nano import domain, pictures, training, vocabulary
 from export.nano.config import ModelConfig, read_config
 from export.nano.vision import VisionModel, VisualBridge
 
-GRID = [(pictures.SIZE // 14, pictures.SIZE // 14)]
 _BATCH = 64
 _PEAK, _ADAM_SHARE = 5e-3, 0.2
 
@@ -85,11 +84,13 @@ class VisionTrainer(nn.Module):
         self.labels = PictureLabels(config.vision.hidden_size)
 
     def forward(self, drawn: list[pictures.Picture]) -> Tensor:
-        """Pictures -> token embeddings [pictures, tokens, hidden]."""
+        """Pictures of one size -> token embeddings [pictures, tokens, hidden]."""
         mean, std = self.config.image_mean, self.config.image_std
+        height, width, _ = drawn[0].pixels.shape
+        grid = height // self.config.patch_size, width // self.config.patch_size
         patches = torch.from_numpy(np.stack([pictures.patches(p.pixels, mean, std) for p in drawn]))
         with training.mixed_precision(self.training):
-            return self.visual_bridge_model(self.visual_model(patches, GRID)).float()
+            return self.visual_bridge_model(self.visual_model(patches, [grid])).float()
 
 
 @torch.no_grad()
@@ -103,10 +104,10 @@ def evaluate(trainer: VisionTrainer, count: int = 256) -> dict[str, float]:
     return {name: sum(found) / max(1, len(found)) for name, found in right.items()}
 
 
-def train(run: Path, steps: int, every: int = 250) -> None:
-    """Train to `steps`, going on from `run`/vision.pt."""
+def train(run: Path, steps: int, rate: float = _PEAK, every: int = 250) -> None:
+    """Train to `steps` at the peak learning rate `rate`, going on from `run`/vision.pt."""
     trainer = VisionTrainer(read_config(vocabulary.FOLDER)).train()
-    optimizer = training.MuonAdamW(trainer, r"visual_(model\.blocks|bridge_model)\.", _PEAK, _ADAM_SHARE)
+    optimizer = training.MuonAdamW(trainer, r"visual_(model\.blocks|bridge_model)\.", rate, _ADAM_SHARE)
     step, log = 0, training.Log(run / "vision.jsonl")
     if (state := training.load_state(run / "vision.pt")) is not None:
         trainer.load_state_dict(state["model"])
@@ -115,11 +116,13 @@ def train(run: Path, steps: int, every: int = 250) -> None:
     while step < steps:
         rng = training.seed_step(6, step)
         easy = max(0.0, 1 - 4 * step / steps)
+        cells = pictures.draw_grid(rng)
         drawn = [
-            pictures.draw_shapes(rng, 1) if rng.random() < easy else pictures.draw_picture(rng) for _ in range(_BATCH)
+            pictures.draw_shapes(rng, 1, cells) if rng.random() < easy else pictures.draw_picture(rng, cells=cells)
+            for _ in range(_BATCH)
         ]
         loss = trainer.labels.loss(trainer(drawn), drawn)
-        training.set_rate(optimizer, training.cosine_rate(step, steps, _PEAK))
+        training.set_rate(optimizer, training.cosine_rate(step, steps, rate))
         training.clipped_step(loss, optimizer, trainer.parameters())
         log.add(labels=loss.detach())
         step += 1
@@ -135,9 +138,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--rate", type=float, default=_PEAK, help="peak learning rate")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    train(arguments.run, arguments.steps)
+    train(arguments.run, arguments.steps, arguments.rate)
 
 
 if __name__ == "__main__":

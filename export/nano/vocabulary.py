@@ -86,6 +86,13 @@ def learn_merges(most: int) -> list[tuple[str, str]]:
     return merges
 
 
+def kept_merges() -> list[tuple[str, str]]:
+    """The merges of the committed checkpoint, whose weights know no others; none where it has no file."""
+    path = FOLDER / "merges.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()[1:] if path.exists() else []
+    return [(left, right) for left, right in (line.split(" ") for line in lines)]
+
+
 def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
     out: list[str] = []
     for part in parts:
@@ -94,6 +101,44 @@ def _merged(parts: list[str], pair: tuple[str, str]) -> list[str]:
         else:
             out.append(part)
     return out
+
+
+# What people type, and how the closed world says it. Each rule is a regular expression and its replacement.
+_SPELLINGS = [
+    ("[\u2018\u2019\u02bc]", "'"),
+    *((f"\\b{word}'?s\\b", f"{word} is") for word in ("what", "how", "who", "where", "that", "there")),
+    ("\\bit's\\b", "it is"),
+    ("\\bi'?m\\b", "i am"),
+    ("\\byou're\\b", "you are"),
+    ("\\b(?:don't|dont)\\b", "do not"),
+    ("\\b(?:can't|cannot|cant)\\b", "can not"),
+    ("\\bcolour", "color"),
+    ("\\b(?:o'clock|oclock)\\b", ""),
+    ("(?<=\\d):00(?!\\d)", ""),
+    ("(?<=\\d)[:.](?=\\d\\d? *[ap]\\.?m)", " "),
+    ("(?<=\\d) *a\\.?m\\b\\.?", " in the morning"),
+    ("(?<=\\d) *p\\.?m\\b\\.?", " in the evening"),
+    ("(?<=\\d):(?=\\d)", " "),
+    (" *\\+ *", " plus "),
+    ("(?<=\\d) *[-\u2212\u2013] *(?=\\d)", " minus "),
+    (" [-\u2212\u2013] ", " minus "),
+    ("(?<=\\d) *x *(?=\\d)", " times "),
+    (" *[*\u00d7] *", " times "),
+    ("(?<=\\d) *(?:minutes|minute|mins|min)\\b", " minutes"),
+    ("(?<=\\d) *(?:seconds|second|secs|sec)\\b", " seconds"),
+    ("(?<=[a-z])-(?=[a-z])", " "),
+    ("(?<=[\u4e00-\u9fff])ai(?=[\u4e00-\u9fff])", "AI"),  # of the official system prompt
+]
+_PUNCTUATION = [('[!?,;="\u201c\u201d()\u2026]', ""), ("\\.(?!\\d)", ""), ("(?<= ) +", ""), ("(?<=[a-z]) +$", "")]
+
+
+def normalizer() -> dict[str, Any]:
+    """The normaliser of tokenizer.json: lower case, contractions, signs and numbers as words, no punctuation, so that
+    "What's 7 + 5?" is read as "what is seven plus five". The token names and the Chinese prompts are left alone."""
+    numbers = [(f"(?<![\\d.,])0?{n}(?!\\d|[.,]\\d)", domain.number(n)) for n in range(100)]
+    rules = [*_SPELLINGS, *numbers, *_PUNCTUATION]
+    replaced = [{"type": "Replace", "pattern": {"Regex": old}, "content": new} for old, new in rules]
+    return {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}, *replaced]}
 
 
 def _added(first: int) -> list[dict[str, Any]]:
@@ -107,7 +152,7 @@ def write_tokenizer(folder: Path) -> int:
     """Write every tokenizer file of the official layout; returns the number of ordinary tokens."""
     first = read_json_object(folder / "config.json")["vocab_size"] - len(ADDED)
     alphabet = byte_alphabet()
-    merges = learn_merges(first - len(alphabet))
+    merges = kept_merges() or learn_merges(first - len(alphabet))
     tokens = alphabet + [a + b for a, b in merges]
     vocabulary = {token: i for i, token in enumerate(tokens)}
     if len(tokens) != first:
@@ -124,7 +169,7 @@ def write_tokenizer(folder: Path) -> int:
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "NFC"},
+        "normalizer": normalizer(),
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "post_processor": byte_level | {"trim_offsets": False},
         "decoder": byte_level,
