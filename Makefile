@@ -22,7 +22,8 @@ check: .venv/.dev
 	.venv/bin/pytest
 
 # Makes all recordings and trains the small checkpoint; resumes where it was stopped. Needs the Debian packages
-# espeak-ng, libespeak-ng1, flite, festival and festvox-kallpc16k, and about a day of one core.
+# espeak-ng, libespeak-ng1, flite, festival, festvox-kallpc16k and npm (its package kokoro-js has natural voices), for
+# the figures of a real voice asterisk-core-sounds-en, asterisk-core-sounds-en-g722 and ffmpeg, and a day of one core.
 nano: .venv/.nano
 	OMP_NUM_THREADS=1 nice -n 19 .venv/bin/python -m export.nano $(or $(WORK),build/nano)
 
@@ -46,4 +47,7 @@ nano: .venv/.nano
 
 .venv/.nano: .venv/.ready
 	$(PIP) install -e '.[nano]'
+	mkdir -p .venv/share/kokoro-js
+	cd .venv/share && npm pack --silent kokoro-js@1.2.1
+	tar xzf .venv/share/kokoro-js-1.2.1.tgz -C .venv/share/kokoro-js --strip-components 1
 	touch $@

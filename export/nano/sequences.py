@@ -77,6 +77,10 @@ class Writer:
         assert found is not None, name
         return found
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of ordinary tokens."""
+        return self._tokenizer.decode(ids)
+
     def text(self, sequence: Sequence, text: str, learn: bool = False) -> None:
         """Plain text and added tokens by name."""
         sequence.add(self._tokenizer.encode(text).ids, learn)
