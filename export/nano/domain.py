@@ -102,28 +102,28 @@ def number(n: int) -> str:
     return _TENS[n // 10 - 2] + ("" if n % 10 == 0 else " " + _UNITS[n % 10])
 
 
-_CARRIERS = ("what is", "how much is", "calculate")
+_CARRIERS = ("what is ", "how much is ", "calculate ", "")
 
 
 def _sum(rng: Random) -> Turn:
     a = rng.randint(0, 80)
     b = rng.randint(0, 99 - a)
     content = f"{number(a)} plus {number(b)}"
-    return Turn(f"{rng.choice(_CARRIERS)} {content}", f"{content} is {number(a + b)}", "add", content)
+    return Turn(f"{rng.choice(_CARRIERS)}{content}", f"{content} is {number(a + b)}", "add", content)
 
 
 def _difference(rng: Random) -> Turn:
     a = rng.randint(1, 99)
     b = rng.randint(0, a)
     content = f"{number(a)} minus {number(b)}"
-    return Turn(f"{rng.choice(_CARRIERS)} {content}", f"{content} is {number(a - b)}", "sub", content)
+    return Turn(f"{rng.choice(_CARRIERS)}{content}", f"{content} is {number(a - b)}", "sub", content)
 
 
 def _product(rng: Random) -> Turn:
     a = rng.randint(0, 12)
     b = rng.randint(0, min(12, 99 // a if a else 12))
     content = f"{number(a)} times {number(b)}"
-    return Turn(f"{rng.choice(_CARRIERS)} {content}", f"{content} is {number(a * b)}", "mul", content)
+    return Turn(f"{rng.choice(_CARRIERS)}{content}", f"{content} is {number(a * b)}", "mul", content)
 
 
 def _half(rng: Random) -> Turn:
