@@ -75,7 +75,7 @@ class Engine:
 
     def look(self, source: str | Path | bytes) -> Image:
         """Encode a picture into rows; MediaError if it cannot be used."""
-        return self.look_at(read_image(source))
+        return self.look_at(read_image(source, official=self.compat == "official"))
 
     def look_at(self, picture: Rgb) -> Image:
         """As `look`, of a picture uint8 [height, width, 3]."""
