@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.bundle import AudioFrontEnd
 from runtime.errors import BundleError, MediaError
+from runtime.files import is_file
 from runtime.sound_header import READ, conversion, unread_kind, whole_sound
 
 Wave = NDArray[np.float32]
@@ -51,14 +52,16 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
 
     Raises MediaError: no such file, not decodable, more than 2 channels, an impossible rate, no samples, NaN or inf.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise MediaError(f"{path} is not a file; expected a {READ} file")
     try:
         kind = unread_kind(Path(path))
         if kind is not None:
             raise MediaError(f"{path} is {kind}, which is not read; expected {READ}: convert it, {conversion(path)}")
         parts = [_read_part(part, path) for part in whole_sound(Path(path))]
-    except (soundfile.SoundFileError, TypeError, ValueError, OSError, UnicodeError) as error:
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
         # TypeError: a name that ends in .raw; libsndfile says of most files only that they are none of its own
         raise MediaError(f"{path} cannot be decoded; expected {READ}: convert it, {conversion(path)}") from error
     kinds = {(len(samples), rate) for samples, rate in parts}

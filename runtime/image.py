@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from runtime.bundle import VisionFrontEnd
 from runtime.errors import MediaError
+from runtime.files import is_file
 from runtime.shown import shown
 
 Rgb = NDArray[np.uint8]  # [height, width, 3]
@@ -43,7 +44,7 @@ def read_image(source: str | Path | bytes, *, official: bool = False) -> Rgb:
     Raises MediaError: no such file, not decodable, or a size that check_size refuses (before anything is decoded).
     """
     name = "the input" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    if not isinstance(source, bytes) and not is_file(source):
         raise MediaError(f"{name} is not a file; expected one of {', '.join(FORMATS)}")
     try:
         return _decode(io.BytesIO(source) if isinstance(source, bytes) else Path(source), name, official)

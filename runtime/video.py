@@ -15,6 +15,7 @@ from PIL import Image
 from runtime.bundle import VideoRules, VisionFrontEnd
 from runtime.container import Container, Matrix, read_container
 from runtime.errors import MediaError
+from runtime.files import is_file
 from runtime.image import Rgb, check_size, read_image, resize
 
 Frame = TypeVar("Frame")
@@ -113,7 +114,7 @@ def read_video(path: str | Path, rules: VideoRules, front: VisionFrontEnd, *, of
     """
     if rules.decode_way != "1fps":
         raise MediaError(f'this model samples video by decode_way "{rules.decode_way}"; only "1fps" is supported')
-    if not Path(path).is_file():
+    if not is_file(path):
         raise MediaError(f"{path} is not a file; expected a video such as mp4, mkv, webm or avi")
 
     def prepared(frame: Rgb) -> Rgb:

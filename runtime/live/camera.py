@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import MediaError
+from runtime.files import is_file
 from runtime.video import MAX_FPS, Film, open_film, opencv
 
 RETRY_SECONDS = 2.0  # between looking whether a lost camera is back
@@ -81,7 +82,7 @@ class Camera:
         if isinstance(self.source, int):
             capture = cv2.VideoCapture(self.source)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # frames that wait in the driver are old
-        elif Path(self.source).is_file():
+        elif is_file(self.source):
             self._film = open_film(self.source)
             capture = self._film.open()
         else:
@@ -139,7 +140,7 @@ def frame_ms(capture: Any, index: int) -> float:
 
 def _unusable(source: int | str) -> str:
     if isinstance(source, str):
-        what = "cannot be decoded" if Path(source).is_file() else "is neither the number of a camera nor a file"
+        what = "cannot be decoded" if is_file(source) else "is neither the number of a camera nor a file"
         return f"{source} {what}; expected a number such as 0, or a video such as mp4, mkv, webm or avi"
     there = sorted(path.name for path in Path("/dev").glob("video*")) if os.name == "posix" else []
     seen = f"this machine has {', '.join(there)}" if there else "this machine shows none"
