@@ -594,7 +594,8 @@ def one_message() -> Iterator[None]:
         note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # of a place that is full, read-only, not ours, or named too long
         if error.errno is None:

@@ -68,8 +68,12 @@ def _track(file: BinaryIO, start: int, end: int, scale: int) -> tuple[float | No
     lengths = [(shown, scale), _header(file, media[b"mdhd"])[::-1]] if b"mdhd" in media else [(shown, scale)]
     # An edit list shows a part of what is stored; a careless writer states the length of the whole film.
     known = [length / units for length, units in lengths if units and 0 < length < (2**64 if wide else 2**32) - 1]
-    signs = tuple((value > 0) - (value < 0) for value in (a, b, c, d))
+    signs = (_sign(a), _sign(b), _sign(c), _sign(d))
     return (min(known) if known else None), (None if signs == (1, 0, 0, 1) else signs)
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
 
 
 def _header(file: BinaryIO, at: int) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def _counted_flac(path: Path) -> Path | io.BytesIO:
     return path
 
 
-def _samples_until(content: bytes, at: int) -> int:
+def _samples_until(content: bytearray, at: int) -> int:
     """Samples up to the end of the FLAC frame that begins there; 0 where none does."""
     if at + 6 > len(content) or content[at + 1] & 0xFE != 0xF8:
         return 0
@@ -140,7 +140,7 @@ def _samples_until(content: bytes, at: int) -> int:
     return number * each + block
 
 
-def _crc8(content: bytes) -> int:
+def _crc8(content: bytearray) -> int:
     check = 0
     for byte in content:
         check ^= byte

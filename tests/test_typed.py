@@ -1,7 +1,7 @@
 """What people type: text with ~ and /, commands, dropped paths in every spelling, bytes of another encoding."""
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,44 @@ from hypothesis import strategies as st
 
 from apps.terminal import Chat
 from apps.typed import command_of, path_of, paths_of, refuse_bytes
+from runtime.audio import read_audio
+from runtime.bundle import VideoRules, VisionFrontEnd
 from runtime.errors import EdgeOmniError, MediaError
 from runtime.files import exists, is_file
+from runtime.image import read_image
+from runtime.video import read_video
+
+FRONT = VisionFrontEnd(
+    patch_size=14,
+    temporal_patch_size=2,
+    merge_size=2,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    min_pixels=3136,
+    max_pixels=602_112,
+)
 
 
-@dataclass
-class Listener:
-    """A conversation that notes what it is asked and shown."""
+class Listener(Chat):
+    """A conversation without a model: it notes what it is asked and shown."""
 
-    heard: list[Any] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+        self.speak, self.answers, self.attached = None, 0, []
 
-    def chat(self) -> Chat:
-        chat = Chat.__new__(Chat)
-        chat.speak, chat.answers, chat.attached = None, 0, []
-        chat.attach = lambda *found: self.heard.append([str(path) for kind in found for path in kind])
-        chat.answer = lambda text, stop=None: self.heard.append(text)
-        chat.reset = lambda: self.heard.append("reset")
-        return chat
+    def attach(self, audios: Sequence[Path], images: Sequence[Path], videos: Sequence[Path]) -> None:
+        self.heard.append([str(path) for path in (*audios, *images, *videos)])
+
+    def answer(self, text: str | None, stop: Callable[[], bool] = lambda: False) -> None:
+        self.heard.append(text)
+
+    def reset(self) -> None:
+        self.heard.append("reset")
 
 
 def heard(line: str, *, strict: bool = False) -> list[Any]:
     listener = Listener()
-    assert listener.chat().turn(line, strict=strict)
+    assert listener.turn(line, strict=strict)
     return listener.heard
 
 
@@ -76,7 +92,7 @@ def test_commands_are_found_with_spaces_and_tabs_around_their_argument(tmp_path)
     assert command_of("/quit ", strict=True) == ("/quit", "")
     assert heard("/reset") == ["reset"]
     for line in ("/quit", "/exit", "/quit  "):
-        assert not Listener().chat().turn(line)
+        assert not Listener().turn(line)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +133,7 @@ def test_a_tilde_is_the_home_folder_where_it_names_one(monkeypatch, tmp_path):
 
 
 def test_a_speech_file_may_be_quoted_too(tmp_path):
-    chat = Listener().chat()
+    chat = Listener()
     chat.turn(f"/speak '{tmp_path}/my answer.wav'")
     assert chat.speak == tmp_path / "my answer.wav"
     chat.turn(f"/speak {tmp_path}/my other answer.wav")
@@ -142,13 +158,8 @@ def test_a_name_that_is_too_long_or_impossible_names_nothing():
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".png", "a\0b.png", "a/" * 3000 + "b.wav"])
 def test_an_impossible_name_of_a_medium_is_one_message(name):
-    from runtime.audio import read_audio
-    from runtime.bundle import VideoRules
-    from runtime.image import read_image
-    from runtime.video import read_video
-
     rules = VideoRules(max_frame_num=1, decode_way="1fps")
-    for read in (read_audio, read_image, lambda path: read_video(path, rules, None)):
+    for read in (read_audio, read_image, lambda path: read_video(path, rules, FRONT)):
         with pytest.raises(MediaError, match="is not a file"):
             read(name)
 
@@ -166,4 +177,4 @@ def test_any_line_is_taken_or_refused_and_nothing_else(text, strict):
         f"/video file://{text}",
     ):
         with suppress(EdgeOmniError):
-            Listener().chat().turn(line, strict=strict)
+            Listener().turn(line, strict=strict)
