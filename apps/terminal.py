@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from apps.streams import json_text
 from apps.typed import command_of, paths_of, refuse_bytes
 from runtime.audio import Wave, write_wav
+from runtime.container import read_container
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Part, Text
+from runtime.sound_header import conversion
 from runtime.speech import SpeechDecoder
 
 HELP = """\
@@ -183,6 +185,14 @@ class Chat:
         self.attached += [self.engine.hear(path) for path in audios]
         self.attached += [self.engine.look(path) for path in images]
         self.attached += [self.engine.watch(path) for path in videos]
+        if self.engine.manifest.audio is not None:
+            self._name_unheard(videos)
+
+    def _name_unheard(self, videos: Sequence[Path]) -> None:
+        """Say of clips with sound that the model only sees them."""
+        for path in videos:
+            if read_container(path).sound:
+                print(f"edgeomni: the sound of {path} is not heard; for that, {conversion(path)}", file=sys.stderr)
 
     def answer(self, text: str | None, stop: Callable[[], bool] = lambda: False) -> None:
         """Answer one turn: what is attached, then the text. What was attached stays so if the turn is refused."""

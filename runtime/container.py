@@ -1,5 +1,6 @@
 """What a video file says of itself and OpenCV does not pass on: how long the picture lasts, mirroring, lost bytes."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,9 @@ Matrix = tuple[int, int, int, int]  # a, b, c, d: a stored point (x, y) is shown
 
 MP4_BEGINS = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp"}
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067
+MATROSKA_SOUND = re.compile(rb"\x86.A_(OPUS|VORBIS|AAC|MPEG|AC3|EAC3|FLAC|PCM)", re.DOTALL)  # CodecID of a track
+AVI_SOUND = re.compile(rb"strh....auds", re.DOTALL)
+TRACKS_TOLD = 1 << 16  # bytes
 MOST_BOXES = 100_000  # of a file; more are made to keep a reader busy
 
 
@@ -19,13 +23,14 @@ class Container:
     """`seconds`: of the picture alone, None where the file does not say. `matrix`: signs only, None if it is upright.
 
     `counts`: its number of frames is of the picture; elsewhere it is guessed from the length of the whole file.
-    `cut`: the file is shorter than it says.
+    `cut`: the file is shorter than it says. `sound`: there is a track of sound, too.
     """
 
     seconds: float | None = None
     matrix: Matrix | None = None
     counts: bool = False
     cut: bool = False
+    sound: bool = False
 
 
 def read_container(path: Path) -> Container:
@@ -37,29 +42,45 @@ def read_container(path: Path) -> Container:
             if beginning[4:8] in MP4_BEGINS:
                 return _mp4(file, size)
             if beginning[:4] == EBML.to_bytes(4, "big"):
-                return Container(cut=_matroska_end(file, size) > size)
-        except (StructError, ValueError, ZeroDivisionError):
+                return Container(cut=_matroska_end(file, size) > size, sound=_names(file, MATROSKA_SOUND))
+        except (StructError, ValueError, IndexError, OverflowError):
             return Container()
-        return Container(counts=beginning[:4] == b"RIFF")
+        riff = beginning[:4] == b"RIFF"
+        return Container(counts=riff, sound=riff and _names(file, AVI_SOUND))
 
 
 def _mp4(file: BinaryIO, size: int) -> Container:
-    tracks, scale, cut = [], 0, False
+    tracks, scale, cut, sound = [], 0, False, False
     for kind, start, end in _boxes(file, 0, size):
         cut |= kind in (b"mdat", b"moov", b"moof") and end > size
         if kind == b"moov":
             inside = list(_boxes(file, start, end))
             scale = next((_header(file, at)[0] for name, at, _ in inside if name == b"mvhd"), 0)
-            tracks = [_track(file, at, until, scale) for name, at, until in inside if name == b"trak"]
+            places = [(at, until) for name, at, until in inside if name == b"trak"]
+            tracks = [_track(file, at, until, scale) for at, until in places]
+            sound = any(_kind(file, at, until) == b"soun" for at, until in places)
     seconds, matrix = next((track for track in tracks if track is not None), (None, None))
-    return Container(seconds, matrix, counts=True, cut=cut)
+    return Container(seconds, matrix, counts=True, cut=cut, sound=sound)
+
+
+def _names(file: BinaryIO, pattern: re.Pattern[bytes]) -> bool:
+    """Whether what tells of the tracks, near the beginning, holds this."""
+    file.seek(0)
+    return pattern.search(file.read(TRACKS_TOLD)) is not None
+
+
+def _kind(file: BinaryIO, start: int, end: int) -> bytes:
+    """What a track of an mp4 file holds: b"vide", b"soun" or others."""
+    media = next(((at, until) for kind, at, until in _boxes(file, start, end) if kind == b"mdia"), (end, end))
+    handler = next((at for kind, at, _ in _boxes(file, *media) if kind == b"hdlr"), None)
+    return b"" if handler is None else _read(file, handler + 8, 4)
 
 
 def _track(file: BinaryIO, start: int, end: int, scale: int) -> tuple[float | None, Matrix | None] | None:
     """Length and matrix of a video track; None for another kind of track."""
     boxes = {kind: (at, until) for kind, at, until in _boxes(file, start, end)}
     media = {kind: at for kind, at, _ in _boxes(file, *boxes.get(b"mdia", (end, end)))}
-    if b"hdlr" not in media or _read(file, media[b"hdlr"] + 8, 4) != b"vide" or b"tkhd" not in boxes:
+    if b"tkhd" not in boxes or _kind(file, start, end) != b"vide":
         return None
     at = boxes[b"tkhd"][0]
     wide = _read(file, at, 1) == b"\x01"

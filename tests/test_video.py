@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundle import VideoRules, VisionFrontEnd
+from runtime.container import read_container
 from runtime.errors import MediaError
 from runtime.image import patches, read_image, resize, token_count
 from runtime.video import Clip, read_video, second_frames, shown_frames, thin_out
@@ -301,8 +302,12 @@ def test_a_video_trimmed_without_encoding(tmp_path):
     ],
 )
 def test_a_sound_that_outlasts_the_picture_refuses_no_video(tmp_path, name, codecs):
-    sound = ("-f", "lavfi", "-i", "sine=duration=10")
-    assert_taken(numbered(tmp_path / name, *codecs.split(), extra=sound), [0, 25, 50, 75])
+    path = numbered(tmp_path / name, *codecs.split(), extra=("-f", "lavfi", "-i", "sine=duration=10"))
+    assert_taken(path, [0, 25, 50, 75])
+    assert read_container(path).sound == (path.suffix not in (".ts", ".flv"))  # so that it can be said
+    silent = tmp_path / f"silent{path.suffix}"
+    ffmpeg("-i", path, "-an", "-c", "copy", silent)
+    assert not read_container(silent).sound
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
@@ -325,6 +330,19 @@ def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mjpeg(Path("clip.avi"), [0, 100], 1).rename("concat:1.avi")
     np.testing.assert_allclose(levels(read_video("concat:1.avi", RULES, FRONT)), [0, 100], atol=6)
+
+
+def test_a_frame_that_stays_for_seconds_is_prepared_once(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [still(2 * i) for i in range(3)], 0.5)
+    frames = read_video(path, RULES, FRONT)
+    assert len(frames) == 6 and all(frames[i] is frames[i + 1] for i in (0, 2, 4))
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"\0\0\0\x18ftypisom", b"\0\0\0\x80moov", b"\x1aE\xdf\xa3", b"RIFF"]))
+def test_headers_of_any_bytes_say_something_or_nothing(tmp_path_factory, content, beginning):
+    path = tmp_path_factory.getbasetemp() / "any.mp4"
+    path.write_bytes(beginning + content)
+    assert read_container(path).matrix is None
 
 
 # What a player shows (K4)
