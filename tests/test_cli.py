@@ -21,10 +21,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from apps import cli, doctor, tables
+from apps import cli, doctor, tables, terminal
 from apps.terminal import UNPRINTABLE, one_answer
 from export.convert import export
 from runtime.bundle import Port, manifest_schema
+from runtime.container import Container
 from runtime.engine import Engine
 from runtime.events import ReplyDone, StepDone, Timings
 from tests import tiny_llama
@@ -445,6 +446,21 @@ def test_a_long_question_is_no_name_of_a_file_and_one_with_a_slash_neither() -> 
     assert not cli.could_be_folder("why? " * 100)
     assert not cli.could_be_folder("what is 3/4 of 8?")
     assert all(map(cli.could_be_folder, ("/no/such place", "./b", "a/b", str(omni()))))
+
+
+def test_that_the_sound_of_a_clip_is_not_heard_is_said_with_a_way_to_hear_it(
+    edgeomni: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 2.0, (64, 48))
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    assert "not heard" not in edgeomni("chat", omni(), "What?", "--video", clip, "--max-new", 2).err
+    monkeypatch.setattr(terminal, "read_container", lambda _: Container(sound=True))
+    done = edgeomni("chat", omni(), "What?", "--video", clip, "--max-new", 2)
+    assert done.code == 0
+    assert f"the sound of {clip} is not heard; for that, ffmpeg -i {clip} {clip.with_suffix('.wav')}" in done.err
 
 
 @pytest.mark.parametrize("home", [None, "", "relative", "/proc/none"])
