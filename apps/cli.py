@@ -1,6 +1,5 @@
 """The command line: each command reads its arguments here and hands them to the floor below that does the work."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -37,6 +36,7 @@ from apps.options import (
     Workers,
 )
 from runtime.errors import EdgeOmniError
+from runtime.files import exists
 
 EXTRAS = {
     "onnxruntime": "cpu",
@@ -528,7 +528,8 @@ def doctor(as_json: Json = False) -> None:
 
 def could_be_folder(argument: str) -> bool:
     """Whether the only argument names a bundle rather than says something: it exists, or is spelled as a path."""
-    return Path(argument).exists() or os.sep in argument
+    rooted = argument.startswith(("/", "./", "../", "~/"))
+    return exists(argument) or rooted or (os.sep in argument and " " not in argument)
 
 
 def embedded() -> Path:
@@ -542,22 +543,34 @@ def embedded() -> Path:
 
 def open_engine(bundle: Path, threads: int, compat: Compat, no_cache: bool):
     """The bundle, open; says on stderr if its weights were never trained."""
-    from apps.doctor import cache_folder
     from runtime.bundle import read_bundle
     from runtime.engine import Engine
     from runtime.session import Options
 
     profile = read_bundle(bundle).profile
-    options = Options(threads=threads, provider=profile, prepack_cache=None if no_cache else cache_folder())
+    options = Options(threads=threads, provider=profile, prepack_cache=None if no_cache else packed_weights())
     engine = Engine(bundle, options, compat)
     if engine.manifest.source.random:
         note("the weights of this bundle are random: its answers are noise that proves arithmetic, not quality")
     return engine
 
 
+def packed_weights() -> Path | None:
+    """Where packed weights are kept; says on stderr if there is no place for them."""
+    from apps.doctor import cache_folder
+
+    try:
+        return cache_folder()
+    except EdgeOmniError as error:
+        note(f"weights are packed anew at each start: {error}")
+        return None
+
+
 def emit(record: Any) -> None:
     """One JSON object on stdout."""
-    print(json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False))
+    from apps.streams import json_text
+
+    print(json_text(record, indent=1, allow_nan=False))
 
 
 def note(message: str) -> None:
@@ -569,7 +582,8 @@ def one_message() -> Iterator[None]:
     """Turn what a user can set right into one message on stderr and exit code 2; anything else is a bug and shows."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: closed by whoever started us
+            sys.stdout.flush()
     except EdgeOmniError as error:
         note(str(error))
         sys.exit(2)
@@ -580,12 +594,21 @@ def one_message() -> Iterator[None]:
         note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # of a place that is full, read-only, not ours, or named too long
+        if error.errno is None:
+            raise
+        note(f"{error.filename or 'a file'} cannot be used: {error.strerror}; check its name, its rights and the room")
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def main() -> None:
+    from apps.streams import accept_any_encoding
+
+    accept_any_encoding()
     with one_message():
         app(prog_name="edgeomni")

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from runtime.errors import EdgeOmniError
+
 WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 PACKAGES = ("edgeomni", "numpy", "tokenizers", "pillow", "soundfile", "pydantic")
 OPTIONAL = {
@@ -45,6 +47,12 @@ class Examination:
 def examine() -> Examination:
     wheels = {name: found for name in WHEELS.values() if (found := installed(name))}
     providers = available_providers() if len(wheels) else ()
+    problems = wheel_problems(wheels, providers)
+    try:
+        cache, cache_bytes = str(cache_folder()), folder_bytes(cache_folder())
+    except (EdgeOmniError, OSError) as error:
+        cache, cache_bytes = "none", 0
+        problems = [*problems, f"weights are packed anew at each start: {error}"]
     return Examination(
         python=sys.version.split()[0],
         system=f"{platform.system()} {platform.machine()}",
@@ -54,10 +62,10 @@ def examine() -> Examination:
         cores=os.cpu_count() or 1,
         memory_bytes=memory_bytes(),
         cpu_features=cpu_features(),
-        cache=str(cache_folder()),
-        cache_bytes=folder_bytes(cache_folder()),
+        cache=cache,
+        cache_bytes=cache_bytes,
         extras={extra: all(map(find_spec, names)) for extra, names in OPTIONAL.items()},
-        problems=tuple(wheel_problems(wheels, providers)),
+        problems=tuple(problems),
     )
 
 
@@ -112,9 +120,19 @@ def memory_bytes() -> int | None:
 
 
 def cache_folder() -> Path:
-    """Where weights in the kernels' own layout are kept: $XDG_CACHE_HOME/edgeomni, else ~/.cache/edgeomni."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "edgeomni"
+    """Where weights in the kernels' own layout are kept: $XDG_CACHE_HOME/edgeomni, else ~/.cache/edgeomni.
+
+    Raises EdgeOmniError where neither variable nor home folder says where that is.
+    """
+    place = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not place.is_absolute():
+        try:
+            place = Path.home() / ".cache"
+        except RuntimeError:
+            raise EdgeOmniError("this user has no home folder; set HOME or XDG_CACHE_HOME to a folder") from None
+    if not place.is_absolute():  # HOME may hold anything
+        raise EdgeOmniError(f"HOME is {str(place.parent)!r}, expected a whole path; set HOME or XDG_CACHE_HOME")
+    return place / "edgeomni"
 
 
 def folder_bytes(folder: Path) -> int:

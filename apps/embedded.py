@@ -7,6 +7,7 @@ from pathlib import Path
 from apps.doctor import cache_folder
 from runtime.bundle import sha256_of
 from runtime.errors import EdgeOmniError
+from runtime.files import is_file
 
 CHECKPOINT = Path(__file__).parents[1] / "export" / "nano" / "checkpoint"
 RECIPE = "int8"
@@ -27,7 +28,7 @@ def embedded_bundle() -> Path:
     parts = [version("edgeomni"), *(sha256_of(path) for path in sorted(CHECKPOINT.iterdir()))]
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
     bundle = cache_folder() / f"nano-{RECIPE}-{digest}"
-    if not (bundle / "manifest.json").is_file():
+    if not is_file(bundle / "manifest.json"):
         _export(bundle)
     return bundle
 
@@ -37,7 +38,13 @@ def _export(bundle: Path) -> None:
     from quant import quantize
     from quant.scheme import read_recipe
 
-    bundle.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        bundle.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgeOmniError(
+            f"the embedded model cannot be kept in {bundle.parent} ({error.strerror}); set XDG_CACHE_HOME to a folder "
+            "that may be written"
+        ) from None
     with tables.waiting("preparing the embedded model, once", quiet=False):
         _, smaller = one_pass.plan(CHECKPOINT, "cpu", read_recipe(RECIPE), random=False)
         assert smaller is not None  # there is a recipe

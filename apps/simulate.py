@@ -26,7 +26,7 @@ from runtime.video import read_video
 LONGEST_TAIL_MS = 60_000  # that a conversation may take to come to rest after its file has ended
 REST_MS = 1000  # of idleness that end it
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif"}
 
 EACH_SECOND = VideoRules(decode_way="1fps", max_frame_num=3600)
 

@@ -1,6 +1,5 @@
 """A conversation on the terminal: text as it is certain, speech into a file, commands that begin with a slash."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +10,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.streams import json_text
+from apps.typed import command_of, paths_of, refuse_bytes
 from runtime.audio import Wave, write_wav
+from runtime.container import read_container
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Part, Text
+from runtime.sound_header import conversion
 from runtime.speech import SpeechDecoder
 
 HELP = """\
@@ -111,7 +114,7 @@ def one_answer(
     errors = [decoder.prefix_error(codes) for codes in answer.segments] if decoder else []
     worst = max((error.mel for error in errors), default=None)
     if as_json:
-        print(json.dumps(answer.record(speech, worst), ensure_ascii=False), flush=True)
+        print(json_text(answer.record(speech, worst)), flush=True)
     else:
         print("interrupted" if answer.finish is None else timing_line(answer, speech), file=sys.stderr)
         if worst is not None:
@@ -182,6 +185,14 @@ class Chat:
         self.attached += [self.engine.hear(path) for path in audios]
         self.attached += [self.engine.look(path) for path in images]
         self.attached += [self.engine.watch(path) for path in videos]
+        if self.engine.manifest.audio is not None:
+            self._name_unheard(videos)
+
+    def _name_unheard(self, videos: Sequence[Path]) -> None:
+        """Say of clips with sound that the model only sees them."""
+        for path in videos:
+            if read_container(path).sound:
+                print(f"edgeomni: the sound of {path} is not heard; for that, {conversion(path)}", file=sys.stderr)
 
     def answer(self, text: str | None, stop: Callable[[], bool] = lambda: False) -> None:
         """Answer one turn: what is attached, then the text. What was attached stays so if the turn is refused."""
@@ -204,11 +215,13 @@ class Chat:
 
     def run(self) -> None:
         """Until /quit or the end of the input. From a pipe each line is a turn and a mistake ends the program."""
+        if sys.stdin is None:  # closed by whoever started us
+            return
         if sys.stdin.isatty():
             self._converse()
         else:
-            for line in sys.stdin:
-                if not self.turn(line.rstrip("\r\n")):
+            for number, line in enumerate(sys.stdin):
+                if not self.turn(line.rstrip("\r\n").removeprefix("" if number else "\ufeff")):
                     return
 
     def _converse(self) -> None:
@@ -225,15 +238,17 @@ class Chat:
                 continue
             try:
                 with interruptible(self.engine) as stop:
-                    if not self.turn(line, stop):
+                    if not self.turn(line, stop, strict=True):
                         return None
             except EdgeOmniError as error:
                 print(f"edgeomni: {error}", file=sys.stderr)
 
-    def turn(self, line: str, stop: Callable[[], bool] = lambda: False) -> bool:
-        """One line of input: a command or something to answer. False if it ends the conversation."""
-        command, _, argument = line.partition(" ")
-        path = Path(argument.strip()).expanduser()
+    def turn(self, line: str, stop: Callable[[], bool] = lambda: False, *, strict: bool = False) -> bool:
+        """One line of input: a command or something to answer. False if it ends the conversation.
+
+        `strict`: a word that looks like a command and is none is a mistake, rather than something to answer.
+        """
+        command, argument = command_of(line, strict=strict)
         match command:
             case "/quit" | "/exit":
                 return False
@@ -243,20 +258,19 @@ class Chat:
                 self.attached = []
                 self.reset()
             case "/audio":
-                self.attach([path], [], [])
+                self.attach(paths_of(argument), [], [])
             case "/image":
-                self.attach([], [path], [])
+                self.attach([], paths_of(argument), [])
             case "/video":
-                self.attach([], [], [path])
+                self.attach([], [], paths_of(argument))
             case "/speak":
-                self.speak, self.answers = self._asked_speech(argument.strip()), 0
-            case _ if command.startswith("/"):
-                raise EdgeOmniError(f"there is no command {command}; /help lists them")
+                self.speak, self.answers = self._asked_speech(argument), 0
             case _ if line.strip() or self.attached:
+                refuse_bytes(line)
                 self.answer(line if line.strip() else None, stop)
         return True
 
     def _asked_speech(self, argument: str) -> Path | None:
         if not argument:
             raise EdgeOmniError("/speak needs the name of a WAV file, or off")
-        return None if argument == "off" else Path(argument).expanduser()
+        return None if argument == "off" else paths_of(argument)[0]

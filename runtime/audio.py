@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from runtime.bundle import AudioFrontEnd
 from runtime.errors import BundleError, MediaError
+from runtime.files import is_file
+from runtime.sound_header import READ, conversion, unread_kind, whole_sound
 
 Wave = NDArray[np.float32]
 
@@ -49,19 +52,31 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
 
     Raises MediaError: no such file, not decodable, more than 2 channels, an impossible rate, no samples, NaN or inf.
     """
-    if not Path(path).is_file():
-        raise MediaError(f"{path} is not a file; expected a wav, flac, mp3 or ogg file")
+    if not is_file(path):
+        raise MediaError(f"{path} is not a file; expected a {READ} file")
     try:
-        with soundfile.SoundFile(path) as file:
-            _check_header(file, path)
-            samples = _read_blocks(file)
-    except (soundfile.SoundFileError, TypeError, OSError) as error:  # TypeError: a name that ends in .raw
-        raise MediaError(
-            f"{path} cannot be decoded ({getattr(error, 'error_string', error)}); expected wav, flac, mp3 or ogg: "
-            f"convert it, for example with ffmpeg -i {Path(path).name} audio.wav"
-        ) from None
+        kind = unread_kind(Path(path))
+        if kind is not None:
+            raise MediaError(f"{path} is {kind}, which is not read; expected {READ}: convert it, {conversion(path)}")
+        parts = [_read_part(part, path) for part in whole_sound(Path(path))]
+    except OSError as error:
+        raise MediaError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        # TypeError: a name that ends in .raw; libsndfile says of most files only that they are none of its own
+        raise MediaError(f"{path} cannot be decoded; expected {READ}: convert it, {conversion(path)}") from error
+    kinds = {(len(samples), rate) for samples, rate in parts}
+    if len(kinds) > 1:
+        found = " and ".join(f"{channels} channels at {rate} Hz" for channels, rate in sorted(kinds))
+        raise MediaError(f"{path} is joined of parts of {found}; expected one kind: convert it, {conversion(path)}")
+    samples = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts], axis=1)
     _check_samples(samples, str(path))
-    return samples, file.samplerate
+    return samples, parts[0][1]
+
+
+def _read_part(source: Path | BytesIO, path: str | Path) -> tuple[Wave, int]:
+    with soundfile.SoundFile(source) as file:
+        _check_header(file, path)
+        return _read_blocks(file), file.samplerate
 
 
 def _check_header(file: soundfile.SoundFile, path: str | Path) -> None:

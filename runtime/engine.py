@@ -1,6 +1,6 @@
 """An open bundle: its graphs, its tokenizer, and what it does with a file; conversations are held on top of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.audio import load_mono, segments
-from runtime.bundle import AudioFrontEnd, Manifest, read_bundle
+from runtime.bundle import AudioFrontEnd, Manifest, VisionFrontEnd, read_bundle
 from runtime.context import Context
 from runtime.errors import EdgeOmniError, PromptError
 from runtime.image import Grid, Rgb, patches, read_image, rotary_positions
@@ -75,7 +75,7 @@ class Engine:
 
     def look(self, source: str | Path | bytes) -> Image:
         """Encode a picture into rows; MediaError if it cannot be used."""
-        return self.look_at(read_image(source))
+        return self.look_at(read_image(source, official=self.compat == "official"))
 
     def look_at(self, picture: Rgb) -> Image:
         """As `look`, of a picture uint8 [height, width, 3]."""
@@ -89,8 +89,15 @@ class Engine:
         if manifest.video is None or manifest.video_frames is None:
             raise PromptError(f"{manifest.family} does not watch: {self.folder} has no rules for video")
         frames = read_video(source, manifest.video, manifest.video_frames, official=self.compat == "official")
-        merge = manifest.video_frames.merge_size
-        return Video(tuple(self._rows_of(*patches(frame, manifest.video_frames), merge) for frame in frames))
+        return Video(tuple(self._rows_of_frames(frames, manifest.video_frames)))
+
+    def _rows_of_frames(self, frames: Sequence[Rgb], front: VisionFrontEnd) -> list[NDArray[np.float32]]:
+        """Rows of each frame; one that stays on the screen for several seconds is encoded once."""
+        rows: list[NDArray[np.float32]] = []
+        for i, frame in enumerate(frames):
+            again = i > 0 and frame is frames[i - 1]
+            rows.append(rows[-1] if again else self._rows_of(*patches(frame, front), front.merge_size))
+        return rows
 
     def _rows_of(self, patch_rows: NDArray[np.float32], grid: Grid, merge: int) -> NDArray[np.float32]:
         encoder, projector = self.session("vision_encoder"), self.session("vision_projector")

@@ -2,7 +2,9 @@
 
 import io
 import math
+import re
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -11,41 +13,70 @@ from PIL import Image, UnidentifiedImageError
 
 from runtime.bundle import VisionFrontEnd
 from runtime.errors import MediaError
+from runtime.files import is_file
+from runtime.shown import shown
 
 Rgb = NDArray[np.uint8]  # [height, width, 3]
 Grid = tuple[int, int, int]  # patches in time, height, width
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # Pillow's others may start other programs
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")  # Pillow's others may start other programs
+if find_spec("PIL.AvifImagePlugin") is None:  # before Pillow 11.3
+    FORMATS = FORMATS[:-1]
+OTHERS = {
+    rb"....ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)": "a HEIC picture",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "a JPEG XL picture",
+    rb"\xff\x4f\xff\x51|\0\0\0\x0cjP  ": "a JPEG 2000 picture",
+    rb"8BPS": "a Photoshop file",
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg\b": "an SVG drawing",
+    rb"%PDF-": "a PDF file",
+}  # how what is not read begins -> its name
+BEGINNING = 512  # bytes that are looked at for that
 MIN_AREA = 257  # pixels: the official code takes no picture of 256 or fewer
 MAX_RATIO = 200  # of the longer to the shorter side
 
 
-def read_image(source: str | Path | bytes) -> Rgb:
-    """A picture file, or its bytes, as RGB: alpha is dropped, the EXIF orientation ignored, as in the official code.
+def read_image(source: str | Path | bytes, *, official: bool = False) -> Rgb:
+    """A picture file, or its bytes, as viewers show it (runtime/shown.py): RGB, upright, on white.
+
+    The official code drops alpha, ignores the EXIF orientation and clips samples of more than 8 bits; official=True
+    does the same. Of an animation, the first frame.
 
     Raises MediaError: no such file, not decodable, or a size that check_size refuses (before anything is decoded).
     """
     name = "the input" if isinstance(source, bytes) else str(source)
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    if not isinstance(source, bytes) and not is_file(source):
         raise MediaError(f"{name} is not a file; expected one of {', '.join(FORMATS)}")
     try:
-        return _decode(io.BytesIO(source) if isinstance(source, bytes) else Path(source), name)
+        return _decode(io.BytesIO(source) if isinstance(source, bytes) else Path(source), name, official)
     except MediaError:
         raise
     except UnidentifiedImageError:
-        raise MediaError(f"{name} is no picture; expected one of {', '.join(FORMATS)}") from None
+        raise MediaError(_unidentified(source, name)) from None
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} is too large ({error}); scale it down") from None
     except Exception as error:  # on broken bytes Pillow's decoders raise whatever they stumble over
         raise MediaError(f"{name} cannot be decoded ({error}); save it again, for example as PNG") from None
 
 
-def _decode(source: io.BytesIO | Path, name: str) -> Rgb:
+def _unidentified(source: str | Path | bytes, name: str) -> str:
+    """What a file is that Pillow does not know, and what to do with it."""
+    if isinstance(source, bytes):
+        beginning = source[:BEGINNING]
+    else:
+        with Path(source).open("rb") as file:
+            beginning = file.read(BEGINNING)
+    found = next((kind for pattern, kind in OTHERS.items() if re.match(pattern, beginning, re.DOTALL)), None)
+    if found is None:
+        return f"{name} is no picture; expected one of {', '.join(FORMATS)}"
+    return f"{name} is {found}, which is not read; save it as PNG or JPEG"
+
+
+def _decode(source: io.BytesIO | Path, name: str, official: bool) -> Rgb:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of metadata, and of large pictures: huge ones are an error
         with Image.open(source, formats=FORMATS) as image:
             check_size(image.height, image.width, name)
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image.convert("RGB") if official else shown(image))
 
 
 def check_size(height: int, width: int, name: str) -> None:

@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from runtime.bundle import MANIFEST, Graph, Port, sha256_of
 from runtime.errors import BundleError, EdgeOmniError
+from runtime.files import exists, is_file
 
 # On CUDA fp32 multiplies in TF32 unless told not to, which moves RVQ codes and adds up over Euler steps; and cuDNN's
 # exhaustive search for convolution algorithms would run anew at every change of length.
@@ -230,11 +231,11 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
     """
     assert options.prepack_cache is not None
     home = options.prepack_cache / cache_key(folder, graph, options.threads)
-    if not home.exists():
+    if not exists(home):
         with suppress(OSError, BundleError):  # a full or read-only disk costs the copy, and no more than that
             _write_prepacked(folder, graph, options, home)
         give_back_freed()
-    if (home / "graph.onnx").is_file():  # else its copy cannot be used
+    if is_file(home / "graph.onnx"):  # else its copy cannot be used
         try:
             return _open(home / "graph.onnx", options, options.session_options())
         except BundleError:  # it was damaged, and is only a copy

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +31,7 @@ from runtime.audio import (
 )
 from runtime.bundle import AudioFrontEnd
 from runtime.errors import BundleError, MediaError
+from runtime.sound_header import conversion, mp3_frame, whole_sound
 
 GOLDEN = Path(__file__).parent / "golden" / "a"
 RECORDED = load_file(GOLDEN / "g01_audio_frontend.safetensors")
@@ -320,7 +322,7 @@ def test_a_missing_file_a_folder_and_a_file_that_is_no_audio_are_named(tmp_path)
     for path, message in [
         (tmp_path / "none.wav", "none.wav is not a file; expected a wav, flac, mp3 or ogg"),
         (tmp_path, "is not a file"),
-        (tmp_path / "text.wav", r"text.wav cannot be decoded \(Format not recognised.\)"),
+        (tmp_path / "text.wav", r"text.wav cannot be decoded; expected wav, flac, mp3 or ogg: convert it, ffmpeg -i "),
         (tmp_path / "bytes.raw", "bytes.raw cannot be decoded"),
     ]:
         with pytest.raises(MediaError, match=message):
@@ -342,10 +344,14 @@ def test_a_file_without_samples_or_with_broken_ones_is_refused(tmp_path):
         read_audio(tmp_path / "nan.wav")
 
 
-@given(cut=st.integers(0, 3000), flips=st.lists(st.tuples(st.integers(0, 2999), st.integers(0, 255)), max_size=8))
-@settings(max_examples=80, deadline=None)
-def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path_factory, cut, flips):
-    path = tmp_path_factory.getbasetemp() / "damaged.flac"
+@given(
+    kind=st.sampled_from(["flac", "wav", "mp3", "ogg"]),
+    cut=st.integers(0, 3000),
+    flips=st.lists(st.tuples(st.integers(0, 2999), st.integers(0, 255)), max_size=8),
+)
+@settings(max_examples=200, deadline=None)
+def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path_factory, kind, cut, flips):
+    path = tmp_path_factory.getbasetemp() / f"damaged.{kind}"
     soundfile.write(path, noise(2000), 16000)
     content = bytearray(path.read_bytes())
     for position, value in flips:
@@ -356,6 +362,151 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(tmp_path_factory, cu
     except MediaError:
         return
     assert samples.size and np.isfinite(samples).all()
+
+
+# Headers that say less than the file holds (K3)
+
+
+def loud_then_quiet(rate: int = 44100) -> np.ndarray:
+    """4 s of noise, then 13.6 s of a soft tone: in MP3 of variable rate, the beginning has much longer frames."""
+    return np.concatenate([3 * noise(4 * rate), 0.05 * sine(rate, 13.6)])
+
+
+def variable_mp3(path: Path, wave: np.ndarray, rate: int = 44100) -> bytes:
+    """The file's content without its first frame, the Xing header; libsndfile guesses its length then."""
+    soundfile.write(path, wave, rate, bitrate_mode="VARIABLE", compression_level=0.5)
+    content = path.read_bytes()
+    start = next(i for i in range(len(content)) if mp3_frame(content, i))
+    first = mp3_frame(content, start)
+    assert first is not None and content[start : start + first.length].count(b"Xing") == 1
+    return content[start + first.length :]
+
+
+def test_an_mp3_of_variable_rate_without_a_header_is_heard_whole(tmp_path):
+    wave = loud_then_quiet()
+    path = tmp_path / "a.mp3"
+    path.write_bytes(variable_mp3(path, wave))
+    with soundfile.SoundFile(path) as file:
+        assert file.frames / file.samplerate < 15  # what it would be believed to last
+    samples, rate = read_audio(path)
+    assert samples.shape[1] / rate == pytest.approx(17.6, abs=0.1)
+    assert np.abs(samples[0, -2 * rate : -rate]).max() == pytest.approx(0.025, abs=0.01)
+
+
+@pytest.mark.parametrize("rate", [16000, 24000, 44100])
+def test_mp3_files_that_were_joined_are_heard_whole(tmp_path, rate, capfd):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sine(rate, 2), rate, bitrate_mode="VARIABLE")
+    path.write_bytes(2 * path.read_bytes())  # the header of the first tells of the first alone
+    samples, found = read_audio(path)
+    assert found == rate and samples.shape[1] / rate == pytest.approx(4, abs=0.3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_lies_between_and_behind_the_frames_of_an_mp3_is_passed_over_in_silence(tmp_path, capfd):
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, sine(44100, 2), 44100)
+    content, tag = path.read_bytes(), b"ID3\4\0\0\0\0\2\0" + bytes(256)
+    middle = next(i for i in range(9000, len(content)) if mp3_frame(content, i) and content[i : i + 2] == content[:2])
+    for damaged in (
+        content + bytes(9000),
+        content[:middle] + bytes(999) + content[middle:],
+        tag + content,
+        content[:-99],
+    ):
+        path.write_bytes(damaged)
+        assert read_audio(path)[0].shape[1] / 44100 == pytest.approx(2, abs=0.2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_whole_mp3_is_read_as_it_is(tmp_path):
+    for name, mode in (("a.mp3", "CONSTANT"), ("b.mp3", "VARIABLE")):
+        soundfile.write(tmp_path / name, sine(44100, 2), 44100, bitrate_mode=mode)
+        assert whole_sound(tmp_path / name) == [tmp_path / name]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_wav_whose_sizes_were_never_written_is_heard_whole(tmp_path, channels):
+    path = tmp_path / "a.wav"
+    wave = np.stack([noise(1000, seed) for seed in range(channels)], axis=1)
+    soundfile.write(path, wave, 16000)
+    content = bytearray(path.read_bytes())
+    data = content.index(b"data")
+    whole = read_audio(path)[0]
+    for riff, size in ((0, 0), (len(content) - 8, 0), (2**32 - 1, 2**32 - 1)):
+        content[4:8], content[data + 4 : data + 8] = riff.to_bytes(4, "little"), size.to_bytes(4, "little")
+        path.write_bytes(content)
+        assert np.array_equal(read_audio(path)[0], whole)
+    path.write_bytes(content[: data + 4] + bytes(4))
+    with pytest.raises(MediaError, match=r"a.wav holds no samples"):
+        read_audio(path)
+
+
+@pytest.mark.parametrize("n", [1, 4095, 4096, 4097, 50_000])
+@pytest.mark.parametrize("rate", [16000, 44100, 12345])
+def test_a_flac_that_came_through_a_pipe_is_heard_whole(tmp_path, n, rate):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(n), rate)
+    whole, content = read_audio(path)[0], bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)  # the number of samples is not known when a stream begins
+    path.write_bytes(content)
+    assert np.array_equal(read_audio(path)[0], whole)
+
+
+def test_ogg_files_that_were_joined_are_heard_whole_or_refused_where_they_differ(tmp_path):
+    soundfile.write(tmp_path / "a.ogg", sine(44100, 2), 44100)
+    soundfile.write(tmp_path / "b.ogg", sine(48000, 1), 48000)
+    one, other = (tmp_path / "a.ogg").read_bytes(), (tmp_path / "b.ogg").read_bytes()
+    (tmp_path / "c.ogg").write_bytes(one + one)
+    assert read_audio(tmp_path / "c.ogg")[0].shape[1] == 2 * 2 * 44100
+    (tmp_path / "d.ogg").write_bytes(one + other)
+    with pytest.raises(
+        MediaError, match=r"d.ogg is joined of parts of 1 channels at 44100 Hz and 1 channels at 48000 Hz"
+    ):
+        read_audio(tmp_path / "d.ogg")
+
+
+@pytest.mark.parametrize(
+    ("beginning", "kind"),
+    [
+        (b"\0\0\0\x20ftypM4A ", "an mp4 or m4a file"),
+        (b"\x1aE\xdf\xa3\x9fB\x86\x81\1", "a webm or mkv file"),
+        (b"\xff\xf1P\x80\2\x1f\xfc", "raw AAC"),
+        (b"#!AMR\n", "an AMR file"),
+        (b"RIFF\0\0\0\0AVI LIST", "an avi file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["my voice.m4a", "voice.mp3", "it's.wav", "-a.webm"])
+def test_what_phones_and_browsers_record_is_named_with_a_command_for_this_very_file(
+    tmp_path, name, beginning, kind, capfd
+):
+    path = tmp_path / name
+    path.write_bytes(beginning + bytes(1000))
+    with pytest.raises(MediaError) as caught:
+        read_audio(path)
+    said, command = str(caught.value).split("convert it, ")
+    assert said == f"{path} is {kind}, which is not read; expected wav, flac, mp3 or ogg: "
+    words = shlex.split(command)
+    assert words[:3] == ["ffmpeg", "-i", str(path)]
+    assert words[3].endswith(".wav") and Path(words[3]).parent == tmp_path and Path(words[3]) != path
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_command_for_a_name_that_begins_with_a_dash_does_not_take_it_for_an_option():
+    assert conversion("-a.webm") == "ffmpeg -i ./-a.webm ./-a.wav"
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello world " * 500, bytes(range(256)) * 80, bytes(9000), b"\xff" * 5000, b"ID3"]
+)
+def test_a_file_that_is_only_named_mp3_is_refused_without_a_librarys_notes(tmp_path, content, capfd):
+    (tmp_path / "a.mp3").write_bytes(content)
+    with pytest.raises(
+        MediaError, match=r"a.mp3 cannot be decoded; expected wav, flac, mp3 or ogg: convert it, ffmpeg"
+    ):
+        read_audio(tmp_path / "a.mp3")
+    assert capfd.readouterr() == ("", "")
 
 
 # Joining and writing

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from runtime.errors import MediaError
-from runtime.live.camera import Camera
+from runtime.live.camera import Camera, frame_ms
 
 cv2 = pytest.importorskip("cv2")
 
@@ -120,3 +120,18 @@ def test_a_file_that_is_no_video_is_one_message(tmp_path: Path):
     with pytest.raises(MediaError, match=r"text\.mp4 cannot be decoded"):
         camera.start()
     assert not camera.on
+
+
+class Stamped:
+    """A capture whose last frame has a time, or none."""
+
+    def __init__(self, ms: float, fps: float):
+        self.found = {cv2.CAP_PROP_POS_MSEC: ms, cv2.CAP_PROP_FPS: fps}
+
+    def get(self, what: int) -> float:
+        return self.found[what]
+
+
+@pytest.mark.parametrize(("ms", "fps", "due"), [(2500, 30, 2500), (0, 20, 3050), (0, 1000, 0), (61, 1000, 61)])
+def test_a_frame_of_a_file_is_due_at_its_own_time_and_by_its_number_only_without_one(ms: float, fps: float, due: float):
+    assert frame_ms(Stamped(ms, fps), 61) == due

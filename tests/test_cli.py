@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,10 +21,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from apps import cli, doctor, tables
+from apps import cli, doctor, tables, terminal
 from apps.terminal import UNPRINTABLE, one_answer
 from export.convert import export
 from runtime.bundle import Port, manifest_schema
+from runtime.container import Container
 from runtime.engine import Engine
 from runtime.events import ReplyDone, StepDone, Timings
 from tests import tiny_llama
@@ -367,6 +369,12 @@ def test_a_folder_that_is_no_bundle_is_refused(edgeomni: Run, tmp_path: Path, co
     assert "is not a bundle" in one_message(edgeomni(command, tmp_path))
 
 
+def test_lines_with_a_tilde_or_a_slash_are_answered_as_any_other(edgeomni: Run) -> None:
+    lines = "about ~10 people came, is that many?\n/usr/bin holds what?\n~\n/shrug\n"
+    done = edgeomni("chat", omni(), "--max-new", 2, "--json", stdin=lines)
+    assert (done.code, len(done.out.splitlines())) == (0, 4), done.err
+
+
 def test_a_mistake_in_a_pipe_ends_it_after_what_was_answered(edgeomni: Run) -> None:
     done = edgeomni("chat", omni(), "--max-new", 2, "--json", stdin="Hi\n/audio nothing.wav\nnever\n")
     assert (done.code, len(done.out.splitlines())) == (2, 1)
@@ -394,6 +402,93 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     os.close(writing)
     _, err = started.communicate(timeout=60)
     assert (started.returncode, err) == (1, b"")
+
+
+LATIN = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+ASCII = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+
+
+@pytest.mark.parametrize("environment", [LATIN, ASCII, {"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0"}])
+def test_a_terminal_of_any_encoding_shows_what_it_can(environment: dict[str, str], tmp_path: Path) -> None:
+    code = (
+        "from apps import cli, terminal; from runtime.events import TextDelta, ReplyDone, Timings\n"
+        "events = lambda: iter([TextDelta('caf\\u00e9 \\u4e2d \\U0001f600'), "
+        "ReplyDone('caf\\u00e9 \\u4e2d \\U0001f600', 'stop', Timings())])\n"
+        "cli.app = lambda **_: [terminal.one_answer(events(), None, as_json) for as_json in (False, True)]\n"
+        "cli.main()"
+    )
+    env = {**os.environ, **environment, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, env=env, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+    shown, record = done.stdout.splitlines()
+    assert shown.startswith(b"caf")
+    encoding = environment.get("PYTHONIOENCODING", "utf-8")
+    assert json.loads(record.decode(encoding))["text"] == "café \u4e2d \U0001f600"
+
+
+def test_bytes_of_another_encoding_in_a_pipe_are_one_message_after_what_was_answered() -> None:
+    arguments = ("chat", omni(), "--max-new", 2, "--json", "--no-cache")
+    started = process(*arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = started.communicate("\ufeffHi\n".encode() + b"caf\xe9?\nnever\n", timeout=120)
+    assert (started.returncode, len(out.splitlines())) == (2, 1)
+    assert b"the byte 0xE9 at character 4" in err and b"Traceback" not in err
+
+
+@pytest.mark.parametrize("closed", ["<&-", "</dev/null >&-", "</dev/null 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_bug(closed: str, tmp_path: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m apps chat {shlex.quote(str(omni()))} --max-new 2 {closed}"
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, cwd=ROOT, env=env, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+
+
+def test_a_long_question_is_no_name_of_a_file_and_one_with_a_slash_neither() -> None:
+    assert not cli.could_be_folder("why? " * 100)
+    assert not cli.could_be_folder("what is 3/4 of 8?")
+    assert all(map(cli.could_be_folder, ("/no/such place", "./b", "a/b", str(omni()))))
+
+
+def test_that_the_sound_of_a_clip_is_not_heard_is_said_with_a_way_to_hear_it(
+    edgeomni: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter.fourcc(*"MJPG"), 2.0, (64, 48))
+    for _ in range(3):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    assert "not heard" not in edgeomni("chat", omni(), "What?", "--video", clip, "--max-new", 2).err
+    monkeypatch.setattr(terminal, "read_container", lambda _: Container(sound=True))
+    done = edgeomni("chat", omni(), "What?", "--video", clip, "--max-new", 2)
+    assert done.code == 0
+    assert f"the sound of {clip} is not heard; for that, ffmpeg -i {clip} {clip.with_suffix('.wav')}" in done.err
+
+
+@pytest.mark.parametrize("home", [None, "", "relative", "/proc/none"])
+def test_without_a_home_folder_weights_are_packed_anew(
+    home: str | None, edgeomni: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(doctor.Path, "home", nobody if home is None else lambda: Path(home))
+    monkeypatch.setenv("HOME", home or "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    done = edgeomni("chat", omni(), "Hi", "--greedy", "--max-new", 2)
+    assert done.code == 0 and "Traceback" not in done.err
+    assert ("packed anew" in done.err) == (home != "/proc/none")
+    assert "Traceback" not in edgeomni("doctor").err
+
+
+def test_a_place_that_cannot_be_used_is_one_message(edgeomni: Run, tmp_path: Path) -> None:
+    for arguments in (
+        ("chat", "x" * 300 + "/b", "Hi"),
+        ("inspect", "x" * 300),
+        ("chat", omni(), "Hi", "--image", "x" * 300),
+        ("chat", omni(), "Hi", "--audio", "~nobody-of-this-name/a.wav"),
+        ("chat", omni(), "Hi", "--max-new", 2, "--speak", "x" * 300),
+    ):
+        done = edgeomni(*arguments)
+        assert done.code == 2 and "Traceback" not in done.err, (arguments, done)
 
 
 class Terminal:

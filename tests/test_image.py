@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 from safetensors.numpy import load_file
 
 from runtime.bundle import VisionFrontEnd
@@ -44,6 +44,16 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def png_header(height: int, width: int) -> bytes:
+    """A PNG file that promises a size and holds no pixels."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size) + png_chunk(b"IDAT", b"")
+
+
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 # Recorded values
@@ -142,28 +152,220 @@ def test_every_colour_mode_becomes_rgb(mode):
     assert read_image(encoded(image, "TIFF")).shape == (20, 30, 3)
 
 
-def test_alpha_is_dropped_and_not_blended():
+# As every viewer shows them (K4)
+
+WIDTH = 256
+RAMP = np.tile(np.arange(WIDTH, dtype=np.uint8), (8, 1))  # a grey of each level: [8, 256]
+TWIN = np.stack([RAMP] * 3, axis=-1)  # what each of the greys below looks like in 8 bits of RGB
+VEILED = np.full_like(RAMP, 128)  # half transparent
+ON_WHITE = np.rint((TWIN * 128.0 + 255 * 127) / 255).astype(np.uint8)
+
+
+def with_tag(tiff: bytes, tag: int, value: int) -> bytes:
+    """A little-endian TIFF file with another number in one of its 16-bit tags."""
+    start = struct.unpack_from("<I", tiff, 4)[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", tiff, start)[0], 12):
+        if struct.unpack_from("<H", tiff, entry)[0] == tag:
+            return tiff[: entry + 8] + struct.pack("<H", value) + tiff[entry + 10 :]
+    raise AssertionError(f"no tag {tag}")
+
+
+def grey_tiff(samples: np.ndarray, **tags: int) -> bytes:
+    return encoded(Image.fromarray(samples), "TIFF", tiffinfo={int(tag[1:]): value for tag, value in tags.items()})
+
+
+def uint32_tiff(samples: np.ndarray) -> bytes:
+    return with_tag(grey_tiff(samples.view(np.int32)), 339, 1)
+
+
+def png(depth: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG file of 256 by 8 pixels of any depth and kind of colour; Pillow writes few of them."""
+    size = struct.pack(">IIBBBBB", WIDTH, 8, depth, colour, 0, 0, 0)
+    step = len(rows) // 8
+    lines = b"".join(b"\0" + rows[i * step : (i + 1) * step] for i in range(8))
+    parts = [png_chunk(b"IHDR", size), *chunks, png_chunk(b"IDAT", zlib.compress(lines)), png_chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def wide(samples: np.ndarray) -> bytes:
+    """The bytes of 16-bit samples of a PNG file."""
+    return (samples.astype(np.uint16) * 257).astype(">u2").tobytes()
+
+
+def packed(samples: np.ndarray, bits: int) -> bytes:
+    spread = (samples.reshape(8, -1, 1) >> np.arange(bits - 1, -1, -1)) & 1
+    return np.packbits(spread.reshape(8, -1), axis=1).tobytes()
+
+
+def premultiplied(image: Image.Image) -> bytes:
+    """TIFF: the alpha that the colours were multiplied by already."""
+    return with_tag(encoded(image, "TIFF"), 338, 1)
+
+
+def palette_alpha() -> bytes:
+    image = Image.fromarray(RAMP, "P")
+    image.putpalette(np.repeat(np.arange(256, dtype=np.uint8), 3).tobytes())
+    return encoded(image, transparency=bytes([128] * 256))
+
+
+DARK = np.rint(RAMP * 128.0 / 255).astype(np.uint8)
+OPAQUE_TWINS = {
+    "L": encoded(Image.fromarray(RAMP)),
+    "RGB": encoded(Image.fromarray(TWIN)),
+    "P": encoded(Image.fromarray(RAMP).convert("P")),
+    "CMYK": encoded(Image.fromarray(np.stack([255 - RAMP] * 3 + [RAMP * 0], -1), "CMYK"), "TIFF"),
+    "YCbCr": encoded(Image.fromarray(TWIN).convert("YCbCr"), "TIFF"),
+    "LAB": encoded(Image.fromarray(TWIN).convert("LAB"), "TIFF"),
+    "L white is zero": grey_tiff(RAMP, t262=0),  # Pillow inverts it when it writes
+    "PNG 16 bit grey": encoded(Image.fromarray(RAMP.astype(np.uint16) * 257)),
+    "PNG 16 bit RGB": png(16, 2, wide(TWIN)),
+    "PGM 16 bit": encoded(Image.fromarray(RAMP.astype(np.uint16) * 257), "PPM"),
+    "PFM": encoded(Image.fromarray(RAMP / np.float32(255)), "PPM"),
+    "TIFF 16 bit": grey_tiff(RAMP.astype(np.uint16) * 257),
+    "TIFF 16 bit big-endian": encoded(Image.fromarray((RAMP.astype(">u2") * 257).astype(">u2")), "TIFF"),
+    "TIFF 16 bit white is zero": grey_tiff(65535 - RAMP.astype(np.uint16) * 257, t262=0),
+    "TIFF 32 bit of 8": grey_tiff(RAMP.astype(np.int32)),
+    "TIFF 32 bit of 16": grey_tiff(RAMP.astype(np.int32) * 257),
+    "TIFF 32 bit": grey_tiff(RAMP.astype(np.int32) * (2**23)),
+    "TIFF 32 bit unsigned": uint32_tiff(RAMP.astype(np.uint32) * (2**24 + 2**16 + 257)),
+    "TIFF float to 1": grey_tiff(RAMP / np.float32(255)),
+    "TIFF float to 255": grey_tiff(RAMP.astype(np.float32)),
+    "TIFF float to 65535": grey_tiff(RAMP.astype(np.float32) * 257),
+    "TIFF float white is zero": grey_tiff(1 - RAMP / np.float32(255), t262=0),
+}
+VEILED_TWINS = {
+    "RGBA": encoded(Image.fromarray(np.dstack([TWIN, VEILED]))),
+    "LA": encoded(Image.fromarray(np.dstack([RAMP, VEILED]), "LA")),
+    "PNG 16 bit LA": png(16, 4, wide(np.dstack([RAMP, VEILED]))),
+    "PNG 16 bit RGBA": png(16, 6, wide(np.dstack([TWIN, VEILED]))),
+    "P with alphas": palette_alpha(),
+    "PA": encoded(Image.merge("PA", [Image.fromarray(RAMP).convert("P"), Image.fromarray(VEILED)]), "TIFF"),
+    "La": premultiplied(Image.fromarray(np.dstack([DARK, VEILED]), "LA")),
+    "RGBa": premultiplied(Image.fromarray(np.dstack([np.stack([DARK] * 3, -1), VEILED]))),
+    "WEBP": encoded(Image.fromarray(np.dstack([TWIN, VEILED])), "WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("name", OPAQUE_TWINS)
+def test_every_sample_type_and_colour_model_looks_as_its_eight_bit_twin(name):
+    found = read_image(OPAQUE_TWINS[name])
+    assert found.dtype == np.uint8 and found.shape == TWIN.shape
+    np.testing.assert_allclose(found.astype(int), TWIN, atol=2)
+
+
+@pytest.mark.parametrize("name", VEILED_TWINS)
+def test_every_form_of_alpha_lies_on_white(name):
+    np.testing.assert_allclose(read_image(VEILED_TWINS[name]).astype(int), ON_WHITE, atol=2)
+
+
+def test_a_dark_picture_of_16_bits_stays_dark():
+    dark = RAMP.astype(np.uint16)  # at most 255 of 65535
+    for content in (encoded(Image.fromarray(dark)), encoded(Image.fromarray(dark), "PPM"), grey_tiff(dark)):
+        assert not read_image(content).any()
+
+
+def test_samples_that_are_no_numbers_are_black_and_endless_ones_white():
+    values = np.full((8, WIDTH), np.nan, np.float32)
+    values[0], values[1], values[2] = 0.5, np.inf, -np.inf
+    assert read_image(grey_tiff(values))[:4, 0, 0].tolist() == [128, 255, 0, 0]
+
+
+def test_black_on_transparent_is_black_on_white():
+    rgba = np.zeros((20, 30, 4), np.uint8)
+    rgba[5:15, 5:25, 3] = 255
+    found = read_image(encoded(Image.fromarray(rgba)))
+    assert not found[5:15, 5:25].any() and (found[:5] == 255).all() and (found[15:] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "clear"),
+    [
+        (png(1, 0, packed(RAMP >> 7, 1), png_chunk(b"tRNS", b"\0\0")), RAMP < 128),
+        (png(2, 0, packed(RAMP >> 6, 2), png_chunk(b"tRNS", b"\0\2")), RAMP >> 6 == 2),
+        (png(4, 0, packed(RAMP >> 4, 4), png_chunk(b"tRNS", b"\0\2")), RAMP >> 4 == 2),
+        (png(8, 0, RAMP.tobytes(), png_chunk(b"tRNS", b"\0\2")), RAMP == 2),
+        (png(16, 0, wide(RAMP), png_chunk(b"tRNS", b"\2\2")), RAMP == 2),
+        (png(8, 2, TWIN.tobytes(), png_chunk(b"tRNS", b"\0\2\0\2\0\2")), RAMP == 2),
+        (png(16, 2, wide(TWIN), png_chunk(b"tRNS", b"\2\2\2\2\2\2")), RAMP == 2),
+    ],
+    ids=["1", "2", "4", "8", "16", "RGB", "RGB 16"],
+)
+def test_the_one_transparent_colour_of_a_png_is_white_whatever_its_depth(content, clear):
+    found, stored = read_image(content), read_image(content, official=True)
+    assert (found[clear] == 255).all()
+    if stored.max() > stored.min() and content[24] != 16:  # of 16 bits, the official code clips
+        assert np.array_equal(found[~clear], stored[~clear])
+
+
+def test_a_picture_of_one_bit_is_black_and_white():
+    found = read_image(encoded(Image.fromarray(RAMP >= 128)))
+    assert np.array_equal(found, np.where(TWIN >= 128, 255, 0))
+
+
+def turned(orientation: int) -> np.ndarray:
+    """How a picture has to be stored so that `orientation` shows it upright."""
+    undo = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud}
+    undo |= {5: lambda a: a.swapaxes(0, 1), 6: np.rot90, 7: lambda a: np.rot90(a, 2).swapaxes(0, 1)}
+    undo |= {8: lambda a: np.rot90(a, -1)}
+    return undo[orientation](CORNERS)
+
+
+CORNERS = np.kron(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]), np.ones((24, 32, 1)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_a_picture_is_upright_as_viewers_show_it(kind, orientation):
+    if not features.check("avif") and kind == "AVIF":
+        pytest.skip("this Pillow reads no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = Image.fromarray(np.ascontiguousarray(turned(orientation)).astype(np.uint8))
+    found = read_image(encoded(image, kind, exif=exif, **({"quality": 95} if kind in ("JPEG", "AVIF") else {})))
+    assert found.shape == CORNERS.shape
+    for row, column in ((12, 16), (12, 48), (36, 16), (36, 48)):
+        np.testing.assert_allclose(found[row, column].astype(int), CORNERS[row, column], atol=12)
+
+
+def test_broken_exif_data_leave_a_picture_as_it_is_stored():
+    rgb = picture(20, 30)
+    assert np.array_equal(read_image(encoded(Image.fromarray(rgb), exif=b"Exif\0\0MM\0*\xff\xff")), rgb)
+
+
+def test_the_colours_are_those_that_the_profile_of_the_file_stands_for():
+    cms = pytest.importorskip("PIL.ImageCms")
+    linear = cms.createProfile("LAB")  # a profile of other colours is left aside
+    rgb = Image.fromarray(picture(20, 30))
+    assert np.array_equal(read_image(encoded(rgb, icc_profile=cms.ImageCmsProfile(linear).tobytes())), np.asarray(rgb))
+    assert np.array_equal(read_image(encoded(rgb, icc_profile=b"broken")), np.asarray(rgb))
+    swapped = swapped_profile(cms.ImageCmsProfile(cms.createProfile("sRGB")).tobytes())
+    red = Image.new("RGB", (30, 20), (255, 0, 0))
+    np.testing.assert_allclose(read_image(encoded(red, icc_profile=swapped))[0, 0], (0, 255, 0), atol=40)
+
+
+def swapped_profile(profile: bytes) -> bytes:
+    """An sRGB profile whose red and green are exchanged, under another name."""
+    content = bytearray(profile)
+    count = struct.unpack_from(">I", content, 128)[0]
+    tags = {bytes(content[at : at + 4]): at for at in range(132, 132 + 12 * count, 12)}
+    content[tags[b"rXYZ"] : tags[b"rXYZ"] + 4], content[tags[b"gXYZ"] : tags[b"gXYZ"] + 4] = b"gXYZ", b"rXYZ"
+    for spelled in (b"sRGB", "sRGB".encode("utf-16-be")):
+        content = content.replace(spelled, spelled.replace(b"R", b"S"))
+    return bytes(content)
+
+
+def test_the_official_way_drops_alpha_ignores_the_orientation_and_clips():
     rgba = np.full((20, 30, 4), (200, 100, 50, 0), np.uint8)
-    assert np.array_equal(read_image(encoded(Image.fromarray(rgba))), rgba[..., :3])
-
-
-def test_the_exif_orientation_is_ignored_as_in_the_official_code():
+    assert np.array_equal(read_image(encoded(Image.fromarray(rgba)), official=True), rgba[..., :3])
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
-    assert read_image(encoded(Image.fromarray(picture(20, 30)), "JPEG", exif=exif)).shape == (20, 30, 3)
+    stored = encoded(Image.fromarray(picture(20, 30)), "JPEG", exif=exif)
+    assert read_image(stored, official=True).shape == (20, 30, 3)
+    assert read_image(stored).shape == (30, 20, 3)
+    assert (read_image(OPAQUE_TWINS["PNG 16 bit grey"], official=True)[:, 1:] == 255).all()
 
 
 # Refused
-
-
-def png_header(height: int, width: int) -> bytes:
-    """A PNG file that promises a size and holds no pixels."""
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", size) + png_chunk(b"IDAT", b"")
-
-
-def png_chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 @pytest.mark.parametrize(
@@ -177,9 +379,14 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
         (png_header(10000, 10000), "the input cannot be decoded"),  # large enough for a warning of Pillow's
         (b"", "the input is no picture"),
         (b"text", "the input is no picture; expected one of PNG, JPEG"),
+        (
+            b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+            "the input is a HEIC picture, which is not read; save it as PNG or JPEG",
+        ),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the input is an SVG drawing, which is not read"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "the input is no picture"),
     ],
-    ids=["1x1", "16x16", "long", "bomb", "truncated", "large", "empty", "text", "postscript"],
+    ids=["1x1", "16x16", "long", "bomb", "truncated", "large", "empty", "text", "heic", "svg", "postscript"],
 )
 def test_a_picture_that_cannot_be_used_gives_one_message(content, message, recwarn):
     with pytest.raises(MediaError, match=message):

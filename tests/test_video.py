@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.bundle import VideoRules, VisionFrontEnd
+from runtime.container import read_container
 from runtime.errors import MediaError
 from runtime.image import patches, read_image, resize, token_count
-from runtime.video import Clip, read_video, second_frames, thin_out
+from runtime.video import Clip, read_video, second_frames, shown_frames, thin_out
 
 cv2 = pytest.importorskip("cv2")
 
@@ -145,9 +148,243 @@ def stretched(milliseconds: bytes) -> bytes:
     return (int.from_bytes(milliseconds, "big") * 200).to_bytes(2, "big")
 
 
-def test_a_header_with_a_rate_of_frames_is_believed_rather_than_rounded_time_stamps(tmp_path):
+def test_officially_a_header_with_a_rate_of_frames_is_believed_rather_than_rounded_time_stamps(tmp_path):
     path = write_video(tmp_path / "a.mkv", [still(2 * i) for i in range(93)], 7.5, "MJPG")  # 7.4998 by its stamps
-    np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [16 * second for second in range(12)], atol=6)
+    taken = levels(read_video(path, RULES, FRONT, official=True))
+    np.testing.assert_allclose(taken, [16 * second for second in range(12)], atol=6)
+
+
+# Times (K3)
+
+
+def restamped(path: Path, stamps: list[int]) -> Path:
+    """An mkv file of MJPG frames with other times, in ms, as cameras and browsers write them (one cluster)."""
+    left = iter(stamps)
+    pattern = rb"(?<=\x81)(..)(?=\x80\xff\xd8)"  # of a SimpleBlock of track 1
+    path.write_bytes(re.sub(pattern, lambda _: next(left).to_bytes(2, "big"), path.read_bytes(), flags=re.DOTALL))
+    assert next(left, None) is None
+    return path
+
+
+def mjpeg(path: Path, levels_of: list[int], fps: float) -> Path:
+    return write_video(path, [still(level, 28, 28) for level in levels_of], fps, "MJPG")
+
+
+def test_of_a_video_that_is_fast_and_then_still_the_frames_shown_at_each_second_are_taken(tmp_path):
+    path = mjpeg(tmp_path / "a.mkv", [3 * i for i in range(80)], 1000)  # one cluster
+    stamps = [round(1000 * i / 30) if i < 60 else 2000 + 500 * (i - 60) for i in range(80)]
+    taken = levels(read_video(restamped(path, stamps), RULES, FRONT))
+    shown = [0, 30, 60, *range(62, 80, 2)]
+    assert len(taken) == 12
+    np.testing.assert_allclose(taken, [3 * i for i in shown], atol=9)
+
+
+@pytest.mark.parametrize(
+    ("times", "fps", "most", "taken"),
+    [
+        (np.arange(100) / 25, 25, 32, [0, 25, 50, 75]),
+        (np.arange(100) / 25 + 30, 25, 32, [0, 25, 50, 75]),  # a file that starts at 30 s
+        (np.arange(101) / 25, 25, 32, [0, 25, 50, 75]),  # one frame more is no second more
+        (np.arange(95) / 10, 10, 32, [10 * i for i in range(10)]),
+        (np.arange(95) * 1.001 / 30, 30 / 1.001, 32, [0, 29, 59, 89]),  # at 1 s, frame 29 is shown until 1.001 s
+        (np.round(np.arange(91) * 1000 / 30) / 1000, 30, 32, [0, 30, 60]),  # times in whole milliseconds
+        (np.array([0, 5, 10.0]), 0.2, 32, [0] * 5 + [1] * 5 + [2] * 5),  # slides
+        (np.array([0, 1 / 30, 10]), 1000, 32, [0] + [1] * 9),
+        (np.array([0, 0.02, 0.04, 0.06, 60]), 30, 3, [0, 3, 3]),
+        (np.array([7.0]), 25, 32, [0]),
+        (np.arange(25 * 40) / 25, 25, 3, [0, 25 * 19, 25 * 39]),
+    ],
+)
+def test_the_frame_on_the_screen_at_each_whole_second_is_taken(times, fps, most, taken):
+    assert shown_frames(np.asarray(times, float), fps, most) == taken
+
+
+@given(st.lists(st.floats(0.001, 30), max_size=200), st.floats(0.1, 120), st.integers(1, 64))
+def test_a_taken_frame_is_shown_already_and_the_next_one_not_yet(gaps, fps, most):
+    times = np.concatenate([[0.0], np.cumsum(gaps)])
+    taken = shown_frames(times, fps, most)
+    assert taken[0] == 0 and len(taken) <= most and taken == sorted(taken)
+    if len(taken) < most:
+        for second, i in enumerate(taken):
+            assert times[i] <= second + 0.0005 and (i + 1 == len(times) or times[i + 1] > second)
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return (8 + len(content)).to_bytes(4, "big") + kind + content
+
+
+def place_of(content: bytes, kind: bytes) -> int:
+    """Where what the box holds begins."""
+    assert content.count(kind) == 1
+    return content.index(kind) + 4
+
+
+def patched(path: Path, at: int, new: bytes) -> Path:
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + new + content[at + len(new) :])
+    return path
+
+
+def test_a_video_that_an_edit_list_begins_late_is_whole(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [still(2 * i) for i in range(100)], 25)
+    content = path.read_bytes()
+    scale = int.from_bytes(content[place_of(content, b"mvhd") + 12 :][:4], "big")
+    units = int.from_bytes(content[place_of(content, b"mdhd") + 12 :][:4], "big")
+    edit = place_of(content, b"elst") + 8
+    patched(path, edit, struct.pack(">Ii", 2 * scale, 2 * units))  # the 2 s from second 2 on, as `ffmpeg -c copy` cuts
+    patched(path, place_of(content, b"tkhd") + 20, (2 * scale).to_bytes(4, "big"))
+    np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [100, 150], atol=6)
+
+
+def test_a_header_that_tells_the_length_of_a_longer_sound_refuses_no_video(tmp_path):
+    path = mjpeg(tmp_path / "a.mkv", [2 * i for i in range(100)], 25)
+    content = path.read_bytes()
+    at = content.index(b"\x44\x89\x88") + 3  # Duration, as a double, in ms
+    patched(path, at, struct.pack(">d", 10_000.0))
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 250
+    np.testing.assert_allclose(levels(read_video(path, RULES, FRONT)), [0, 50, 100, 150], atol=6)
+
+
+def test_an_mkv_file_that_is_shorter_than_it_says_is_refused(tmp_path):
+    whole = mjpeg(tmp_path / "a.mkv", [2 * i for i in range(100)], 25).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MediaError, match=r"cut.mkv is damaged or cut short: it ends after \d\.\d of 4.0 seconds"):
+        read_video(tmp_path / "cut.mkv", RULES, FRONT)
+
+
+def ffmpeg(*arguments: object) -> None:
+    """Runs the program; skips the test on machines without it, or whose build lacks what is asked of it."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("ffmpeg is not installed; the same values are tested with files that OpenCV wrote")
+    run = subprocess.run(
+        ["ffmpeg", "-loglevel", "error", "-y", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if run.returncode:
+        pytest.skip(f"this ffmpeg cannot: {run.stderr[-200:]}")
+
+
+def numbered(path: Path, *arguments: object, count: int = 100, fps: int = 25, extra: tuple[object, ...] = ()) -> Path:
+    """A film of `count` plain frames, 2 i in the grey of frame i, encoded as the arguments say."""
+    grey = f"color=black:size=128x96:rate={fps}:duration={count / fps:.4f},format=gray,geq=lum='2*N'"
+    ffmpeg("-f", "lavfi", "-i", grey, *extra, *arguments, path)
+    return path
+
+
+def assert_taken(path: Path, indices: list[int]) -> None:
+    taken = levels(read_video(path, RULES, FRONT))
+    assert len(taken) == len(indices)
+    np.testing.assert_allclose(taken, [2 * i for i in indices], atol=8)
+
+
+def test_a_variable_rate_as_ffmpeg_writes_it(tmp_path):
+    stretch = r"setpts=if(lt(N\,60)\,N/30\,2+(N-60)/2)/TB,format=yuv420p"
+    options = ("-vf", stretch, "-vsync", "vfr", "-c:v", "libvpx", "-deadline", "realtime", "-b:v", "1M")
+    path = numbered(tmp_path / "vfr.webm", *options, count=81, fps=30)
+    assert_taken(path, [0, 30, 60, *range(62, 80, 2)])
+
+
+def test_a_video_trimmed_without_encoding(tmp_path):
+    whole = numbered(tmp_path / "whole.mp4", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", 25)
+    ffmpeg("-ss", 2, "-i", whole, "-c", "copy", tmp_path / "cut.mp4")
+    assert_taken(tmp_path / "cut.mp4", [50, 75])
+
+
+@pytest.mark.parametrize(
+    ("name", "codecs"),
+    [
+        ("a.webm", "-c:v libvpx -deadline realtime -b:v 1M -c:a libopus"),
+        ("a.mkv", "-c:v libx264 -pix_fmt yuv420p -c:a aac"),
+        ("a.mp4", "-c:v libx264 -pix_fmt yuv420p -c:a aac"),
+        ("a.avi", "-c:v mpeg4 -q:v 2 -c:a libmp3lame"),
+        ("a.ts", "-c:v libx264 -pix_fmt yuv420p -c:a aac"),
+        ("a.flv", "-c:v libx264 -pix_fmt yuv420p -c:a aac"),
+    ],
+)
+def test_a_sound_that_outlasts_the_picture_refuses_no_video(tmp_path, name, codecs):
+    path = numbered(tmp_path / name, *codecs.split(), extra=("-f", "lavfi", "-i", "sine=duration=10"))
+    assert_taken(path, [0, 25, 50, 75])
+    assert read_container(path).sound == (path.suffix not in (".ts", ".flv"))  # so that it can be said
+    silent = tmp_path / f"silent{path.suffix}"
+    ffmpeg("-i", path, "-an", "-c", "copy", silent)
+    assert not read_container(silent).sound
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.webm"])
+def test_a_file_that_starts_at_30_seconds(tmp_path, name):
+    codec = ("-c:v", "libvpx", "-b:v", "1M") if name.endswith("webm") else ("-c:v", "libx264", "-pix_fmt", "yuv420p")
+    assert_taken(numbered(tmp_path / name, *codec, "-output_ts_offset", 30), [0, 25, 50, 75])
+
+
+def test_a_codec_that_this_opencv_lacks_is_named_with_a_command_for_this_file(tmp_path):
+    path = numbered(tmp_path / "it's.mp4", "-c:v", "libaom-av1", "-cpu-used", 8, "-pix_fmt", "yuv420p", count=2)
+    try:
+        read_video(path, RULES, FRONT)
+    except MediaError as error:
+        assert "it's.mp4 holds AV1 video, which this OpenCV cannot decode; convert it: ffmpeg -i '/" in str(error)
+    else:
+        pytest.skip("this OpenCV decodes AV1")
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mjpeg(Path("clip.avi"), [0, 100], 1).rename("concat:1.avi")
+    np.testing.assert_allclose(levels(read_video("concat:1.avi", RULES, FRONT)), [0, 100], atol=6)
+
+
+def test_a_frame_that_stays_for_seconds_is_prepared_once(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [still(2 * i) for i in range(3)], 0.5)
+    frames = read_video(path, RULES, FRONT)
+    assert len(frames) == 6 and all(frames[i] is frames[i + 1] for i in (0, 2, 4))
+
+
+@given(st.binary(max_size=200), st.sampled_from([b"\0\0\0\x18ftypisom", b"\0\0\0\x80moov", b"\x1aE\xdf\xa3", b"RIFF"]))
+def test_headers_of_any_bytes_say_something_or_nothing(tmp_path_factory, content, beginning):
+    path = tmp_path_factory.getbasetemp() / "any.mp4"
+    path.write_bytes(beginning + content)
+    assert read_container(path).matrix is None
+
+
+# What a player shows (K4)
+
+QUARTERS = np.kron(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 255]]]), np.ones((28, 56, 1)))
+
+
+def matrix_written(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    content = path.read_bytes()
+    at = place_of(content, b"tkhd") + 40
+    fixed = (a << 16, b << 16, 0, c << 16, d << 16)
+    return patched(path, at, struct.pack(">5i", *fixed))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "show"),
+    [
+        ((1, 0, 0, 1), lambda a: a),
+        ((-1, 0, 0, -1), lambda a: np.rot90(a, 2)),
+        ((0, 1, -1, 0), lambda a: np.rot90(a, -1)),
+        ((0, -1, 1, 0), lambda a: np.rot90(a)),
+        ((-1, 0, 0, 1), np.fliplr),
+        ((1, 0, 0, -1), np.flipud),
+        ((0, 1, 1, 0), lambda a: a.swapaxes(0, 1)),
+        ((0, -1, -1, 0), lambda a: np.rot90(a, 2).swapaxes(0, 1)),
+    ],
+)
+def test_a_turned_or_mirrored_film_is_upright_as_players_show_it(tmp_path, matrix, show):
+    stored = QUARTERS.astype(np.uint8)
+    path = matrix_written(write_video(tmp_path / "a.mp4", [stored] * 3, 1), *matrix)
+    found, expected = read_video(path, RULES, FRONT)[0], show(stored)
+    assert found.shape == expected.shape
+    height, width = found.shape[:2]
+    for row in (height // 4, 3 * height // 4):
+        for column in (width // 4, 3 * width // 4):
+            np.testing.assert_allclose(found[row, column].astype(int), expected[row, column], atol=40)
+
+
+def test_pixels_that_are_not_square_are_shown_as_wide_as_the_file_says(tmp_path):
+    path = numbered(tmp_path / "a.mp4", "-vf", "setsar=2/1", "-c:v", "libx264", "-pix_fmt", "yuv420p", count=2)
+    assert read_video(path, RULES, FRONT)[0].shape == (84, 252, 3)  # 96 x 256, in whole blocks
+    assert read_video(path, RULES, FRONT, official=True)[0].shape == (84, 140, 3)
 
 
 def test_a_video_that_is_cut_short_is_refused_with_where_it_ends(tmp_path):
@@ -173,7 +410,7 @@ def test_a_video_without_its_index_is_refused(tmp_path):
 
 def test_opencv_prints_nothing_of_its_own_about_a_broken_file(tmp_path):
     (tmp_path / "a.mp4").write_bytes(b"no video")
-    script = f"from runtime.video import _header; _header({str(tmp_path / 'a.mp4')!r})"
+    script = f"from runtime.video import open_film; open_film({str(tmp_path / 'a.mp4')!r})"
     run = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert (run.stdout, run.stderr) == ("", "")
 

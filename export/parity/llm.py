@@ -128,7 +128,7 @@ class Reader:
     def _rows(self, body: str, front: VisionFrontEnd | None) -> np.ndarray:
         if front is None:
             raise EdgeOmniError("the golden set's prompts hold pictures, this bundle has no vision encoder")
-        cut, grid = patches(read_image(self._file(body)), front)
+        cut, grid = patches(read_image(self._file(body), official=True), front)
         feeds = {"patches": cut, "positions": rotary_positions(grid, front.merge_size)}
         return self.graphs.run("vision_projector", self.graphs.run("vision_encoder", feeds))["rows"]
 

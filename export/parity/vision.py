@@ -54,7 +54,7 @@ def _read(golden: Golden, image: VisionFrontEnd, frame: VisionFrontEnd) -> dict[
     files |= {Path(row["file"]).stem: (row["file"], frame) for row in golden.tables["frames"]}
     pictures = {}
     for name, (file, front) in files.items():
-        rgb = read_image(golden.input(file))
+        rgb = read_image(golden.input(file), official=True)
         pictures[name] = Picture(rgb, *patches(rgb, front), front)
     return pictures
 

@@ -18,6 +18,7 @@ from runtime.live.events import Verdict
 from runtime.live.pace import Pace
 from runtime.prompt import Audio, Codes, Image
 from runtime.reply import Item, Steps, spoken_reply, text_reply
+from runtime.shown import shown
 from runtime.speech import Mode, SpeechDecoder
 
 Wave = NDArray[np.float32]
@@ -299,7 +300,7 @@ class Branches:
         """Encode a frame, unless that was done lately for a turn that was forgotten."""
         image = next((image for seen, image in self._seen if seen is frame), None)
         if image is None:
-            picture = _rgb(frame)
+            picture = _rgb(frame, self.engine.compat == "official")
             yield
             image = self.engine.look_at(picture)
             self._seen = [*self._seen[1 - FRAMES_KEPT :], (frame, image)]
@@ -328,10 +329,10 @@ def _probability(logits: NDArray[np.floating], token: int) -> float:
     return float(weights[token] / weights.sum())
 
 
-def _rgb(frame: Frame) -> Rgb:
+def _rgb(frame: Frame, official: bool) -> Rgb:
     """uint8 [height, width, 3] of a frame; MediaError where it cannot be used."""
     if isinstance(frame, bytes):
-        return read_image(frame)
-    picture = np.asarray(frame.convert("RGB")) if isinstance(frame, Picture) else frame
+        return read_image(frame, official=official)
+    picture = np.asarray(frame.convert("RGB") if official else shown(frame)) if isinstance(frame, Picture) else frame
     check_size(picture.shape[0], picture.shape[1], "the frame")
     return picture

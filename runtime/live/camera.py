@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from runtime.errors import MediaError
-from runtime.video import MAX_FPS, opencv
+from runtime.files import is_file
+from runtime.video import MAX_FPS, Film, open_film, opencv
 
 RETRY_SECONDS = 2.0  # between looking whether a lost camera is back
 PERIOD_MS = 100  # a frame is decoded this often; the others are passed over
@@ -30,6 +31,7 @@ class Camera:
         self.source: int | str = int(text) if text.isdecimal() else text
         self.retry_seconds = retry_seconds
         self.lost = self.ended = False
+        self._film: Film | None = None  # where the source is a file
         self._newest: tuple[Any, float] | None = None  # OpenCV's blue-green-red frame, when it was taken
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
@@ -80,8 +82,9 @@ class Camera:
         if isinstance(self.source, int):
             capture = cv2.VideoCapture(self.source)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # frames that wait in the driver are old
-        elif Path(self.source).is_file():
-            capture = cv2.VideoCapture(self.source, cv2.CAP_FFMPEG)
+        elif is_file(self.source):
+            self._film = open_film(self.source)
+            capture = self._film.open()
         else:
             return None
         if capture.isOpened():
@@ -118,7 +121,7 @@ class Camera:
             if not whole:
                 return
             taken = _now()
-            self._newest = frame, taken
+            self._newest = frame if self._film is None else self._film.shown(capture, frame)[..., ::-1], taken
 
     def _found_again(self) -> Any:
         """The camera, once it is back; None when it is closed before."""
@@ -129,15 +132,15 @@ class Camera:
 
 
 def frame_ms(capture: Any, index: int) -> float:
-    """When the frame of a file that was grabbed last is due, from its start: by its number where the rate is known."""
+    """When the frame of a file that was grabbed last is due, from its start; by its number where it has no time."""
     cv2 = opencv()
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return 1000 * index / fps if 0 < fps <= MAX_FPS else float(capture.get(cv2.CAP_PROP_POS_MSEC))
+    stamp, fps = float(capture.get(cv2.CAP_PROP_POS_MSEC)), capture.get(cv2.CAP_PROP_FPS)
+    return stamp if stamp > 0 or not 0 < fps <= MAX_FPS else 1000 * index / fps
 
 
 def _unusable(source: int | str) -> str:
     if isinstance(source, str):
-        what = "cannot be decoded" if Path(source).is_file() else "is neither the number of a camera nor a file"
+        what = "cannot be decoded" if is_file(source) else "is neither the number of a camera nor a file"
         return f"{source} {what}; expected a number such as 0, or a video such as mp4, mkv, webm or avi"
     there = sorted(path.name for path in Path("/dev").glob("video*")) if os.name == "posix" else []
     seen = f"this machine has {', '.join(there)}" if there else "this machine shows none"

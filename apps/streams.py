@@ -1,0 +1,23 @@
+"""The three streams of the program, whatever the terminal's encoding is: no character that it lacks is an error."""
+
+import json
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+
+def accept_any_encoding() -> None:
+    """Show `?` for what the terminal cannot, and let bytes in that are no text there: file names may hold them."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def json_text(record: Any, indent: int | None = None, allow_nan: bool = True) -> str:
+    """JSON with characters as they are, or escaped where stdout cannot hold one of them."""
+    text = json.dumps(record, ensure_ascii=False, indent=indent, allow_nan=allow_nan)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(record, indent=indent, allow_nan=allow_nan)
+    return text
