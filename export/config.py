@@ -30,6 +30,7 @@ class DecoderConfig:
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
     rope_interleaved: bool = False  # pairs (0, 1), (2, 3), ...; False: halves
+    windows: tuple[int, ...] = ()  # of each layer, how many positions it attends to, its own among them; 0: all
     first_position: int = 0  # the omni model counts from 1: generate() passes the running sum of the mask
 
     @property

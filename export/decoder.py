@@ -18,9 +18,10 @@ HEAD_STEP = 16  # GroupQueryAttention with rotary positions
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions inside the operator and one shared past/present buffer."""
 
-    def __init__(self, config: DecoderConfig, dtype: ir.DataType):
+    def __init__(self, config: DecoderConfig, dtype: ir.DataType, window: int):
         super().__init__()
         self.config, self.dtype = config, dtype
+        self.window = {"local_window_size": window} if window else {}
         width = config.num_attention_heads * config.head_dim
         self.W_pack = Linear(config.hidden_size, config.qkv_size, bias=config.attention_qkv_bias, dtype=dtype)
         self.o_proj = Linear(width, config.hidden_size, bias=False, dtype=dtype)
@@ -30,6 +31,7 @@ class Attention(nn.Module):
             op, "GroupQueryAttention", self.W_pack(op, x), None, None, *past, at.seqlens_k, at.total, at.cos, at.sin,
             num_heads=self.config.num_attention_heads, kv_num_heads=self.config.num_key_value_heads,
             do_rotary=1, rotary_interleaved=int(self.config.rope_interleaved), _outputs=3, dtype=self.dtype,
+            **self.window,
         )  # fmt: skip
         return self.o_proj(op, y), key, value
 
@@ -67,10 +69,10 @@ class SkipNorm(RMSNorm):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: DecoderConfig, dtype: ir.DataType):
+    def __init__(self, config: DecoderConfig, dtype: ir.DataType, window: int):
         super().__init__()
         self.input_layernorm = SkipNorm(config.hidden_size, config.rms_norm_eps, dtype)
-        self.self_attn = Attention(config, dtype)
+        self.self_attn = Attention(config, dtype, window)
         self.post_attention_layernorm = SkipNorm(config.hidden_size, config.rms_norm_eps, dtype)
         self.mlp = MLP(config, dtype)
 
@@ -107,7 +109,8 @@ class Model(nn.Module):
     def __init__(self, config: DecoderConfig, dtype: ir.DataType):
         super().__init__()
         self.config, self.dtype = config, dtype
-        self.layers = nn.ModuleList([Layer(config, dtype) for _ in range(config.num_hidden_layers)])
+        windows = config.windows or (0,) * config.num_hidden_layers
+        self.layers = nn.ModuleList([Layer(config, dtype, window) for window in windows])
         self.norm = SkipNorm(config.hidden_size, config.rms_norm_eps, dtype)
 
     def forward(self, op: Any, x: ir.Value, seqlens_k: ir.Value, total: ir.Value, *pasts: ir.Value) -> list[ir.Value]:

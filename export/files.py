@@ -51,6 +51,14 @@ def read_bytes(path: Path, offset: int, nbytes: int) -> np.ndarray:
     return data
 
 
+def read_text(path: Path) -> str:
+    """The file's text. CheckpointError where it is not UTF-8."""
+    try:
+        return read_bytes(path, 0, file_size(path)).tobytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from None
+
+
 def read_strips(path: Path, offset: int, nbytes: int, stride: int, count: int) -> np.ndarray:
     """`count` strips of `nbytes` bytes, the first at `offset` and each `stride` after the one before, in a row.
 

@@ -7,16 +7,19 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
+from tokenizers import AddedToken as Added
 from tokenizers import Tokenizer
 
-from export.files import file_size, read_bytes, read_json_object
+from export.files import read_json_object, read_text
 from export.problems import listed, refuse
-from runtime.errors import CheckpointError
+from runtime.bundle import pieces_of
+from runtime.errors import BundleError, CheckpointError
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def tokenizer_json(folder: Path) -> str:
     """
     path = folder / "tokenizer.json"
     if path.exists():
-        return _checked(_text(path), str(path))
+        return _with_named(_checked(read_text(path), str(path)), folder)
     config = _read(folder / "tokenizer_config.json", TypeAdapter(TokenizerConfig), TokenizerConfig())
     if config.tokenizer_class not in ("Qwen2Tokenizer", "Qwen2TokenizerFast"):
         raise CheckpointError(
@@ -108,7 +111,7 @@ def tokenizer_json(folder: Path) -> str:
             f"not a {config.tokenizer_class}; save the tokenizer with transformers, which writes tokenizer.json"
         )
     vocab = _read(folder / "vocab.json", TypeAdapter(dict[str, int]))
-    lines = _text(folder / "merges.txt").split("\n")
+    lines = read_text(folder / "merges.txt").split("\n")
     merges = _merges_of(lines[1:] if lines[0].startswith("#version") else lines, str(folder))
     return _document(vocab, merges, _added_tokens_of(folder, config), QWEN2, str(folder))
 
@@ -132,9 +135,15 @@ def tokenizer_json_from_gguf(metadata: Mapping[str, Any]) -> str:
     return _document(vocab, _merges_of(metadata[MERGES], subject), added, GGUF_PRE[metadata[PRE]], subject)
 
 
+@lru_cache(maxsize=2)  # a large one takes most of a second
+def opened(text: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json, for all who read it and change nothing."""
+    return Tokenizer.from_str(text)
+
+
 def known_tokens(text: str) -> int:
     """One more than the highest id in a tokenizer.json: ids from there on have no text."""
-    return 1 + max(Tokenizer.from_str(text).get_vocab().values())
+    return 1 + max(opened(text).get_vocab().values())
 
 
 def _gguf_problems(metadata: Mapping[str, Any]) -> Iterator[str]:
@@ -218,13 +227,41 @@ def _document(
 def _checked(text: str, subject: str) -> str:
     """The text of a tokenizer.json, once it has been seen to load with every token at the id it gives."""
     try:
-        tokenizer = Tokenizer.from_str(text)
+        tokenizer = opened(text)
     except Exception as error:  # tokenizers raises nothing more specific
         raise CheckpointError(f"{subject}: the tokenizer cannot be built: {error}") from None
-    stated = {token["content"]: token["id"] for token in json.loads(text).get("added_tokens", [])}
+    document = json.loads(text)
+    try:
+        pieces_of(document, subject)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
+    stated = {token["content"]: token["id"] for token in document.get("added_tokens", [])}
     moved = [content for content, i in stated.items() if tokenizer.token_to_id(content) != i]
     refuse(subject, [f"added tokens would not get their ids: {listed(moved)}"] if moved else [])
     return text
+
+
+def _with_named(text: str, folder: Path) -> str:
+    """A tokenizer.json whose special tokens are also those that the older files name, as transformers has it.
+
+    A token of the vocabulary that only they call special would be torn into pieces where a template spells it.
+    """
+    named: dict[str, None] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        stated = read_json_object(folder / name) if (folder / name).exists() else {}
+        more = stated.get("additional_special_tokens") or stated.get("extra_special_tokens")
+        tokens = [stated.get(f"{role}_token") for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+        tokens += more if isinstance(more, list) else list(more.values()) if isinstance(more, dict) else []
+        found = [token.get("content") if isinstance(token, dict) else token for token in tokens]
+        named |= dict.fromkeys(token for token in found if isinstance(token, str) and token)
+    tokenizer = opened(text)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = [token for token in named if token not in added and tokenizer.token_to_id(token) is not None]
+    if not missing:
+        return text
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.add_special_tokens([Added(token, special=True, normalized=False) for token in missing])
+    return tokenizer.to_str()
 
 
 T = TypeVar("T")
@@ -239,10 +276,3 @@ def _read(path: Path, adapter: TypeAdapter[T], absent: T | None = None) -> T:
     except ValidationError as error:
         found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise CheckpointError(f"{path} is not what a tokenizer expects: {'; '.join(found[:6])}") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_bytes(path, 0, file_size(path)).tobytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from None

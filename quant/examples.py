@@ -18,7 +18,7 @@ from quant.turn import Turn, read_turns, refuse_unfit
 from runtime.bundle import Manifest, SpecialTokens
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.prompt import Prompt, Spoken, Text, concat
+from runtime.prompt import Prompt, Spoken, Text
 
 DEFAULT = Path(__file__).parent / "turns" / "calibration.jsonl"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -107,11 +107,13 @@ def conversation(example: Example, engine: Engine) -> Conversation:
     seen = [engine.look(image) for image in example.images]
     said = [Text(example.text)] if example.text.strip() else []
     spoken = example.aloud is not None
-    pieces = [engine.format.open_conversation(None), engine.format.user_turn([*media, *seen, *said], spoken)]
-    asked = sum(map(len, pieces))
+    opening = engine.format.open_conversation(None, waits=True)
+    whole = engine.format.user_turn([*media, *seen, *said], spoken, behind=opening)
+    asked = len(whole)
     if example.answer or spoken:
-        pieces.append(engine.format.close_assistant([*_answer(example, engine)], spoken=spoken))
-    whole = cut(concat(pieces), min(LONGEST, engine.manifest.cache.max_positions), engine.manifest.tokens)
+        turn = engine.format.user_turn([*media, *seen, *said], spoken, behind=opening, waits=True)
+        whole = engine.format.close_assistant([*_answer(example, engine)], spoken=spoken, behind=turn)
+    whole = cut(whole, min(LONGEST, engine.manifest.cache.max_positions), engine.manifest.tokens)
     frames = np.flatnonzero(whole.ids == engine.manifest.tokens.audio_pad)
     answered = frames >= asked
     return Conversation(whole, frames[answered], whole.codes[answered])

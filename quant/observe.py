@@ -21,7 +21,7 @@ from runtime.conversation import Tally, with_audio
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, StepDone
-from runtime.prompt import Prompt, Text, concat
+from runtime.prompt import Prompt, Text
 from runtime.reply import Steps, spoken_reply, text_reply
 from runtime.session import InMemory, Options, Session
 from runtime.speech import SpeechDecoder
@@ -113,7 +113,8 @@ class Observed(Engine):
             return self.format.transcribe(*media)
         seen = [self.look(source(image)) for image in turn.images]
         said = [Text(turn.text)] if turn.text.strip() else []
-        return concat([self.format.open_conversation(None), self.format.user_turn([*media, *seen, *said], turn.spoken)])
+        opening = self.format.open_conversation(None, waits=True)
+        return self.format.user_turn([*media, *seen, *said], turn.spoken, behind=opening)
 
     def ask(self, turn: Turn) -> tuple[Prompt, Answer]:
         """A turn as a prompt, and the answer, whose times count from before its media were encoded.

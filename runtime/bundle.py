@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 STRICT = ConfigDict(extra="forbid", strict=False, ser_json_inf_nan="null")
 
+BLANK = "\u2581"  # how SentencePiece writes a blank
+TODAY = "{today}"  # in the strings of a PromptTemplate
 DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 CACHE_BYTES: dict[DType, int] = {"int8": 1, "float16": 2, "float32": 4}  # of a value of the cache
 Profile = Literal["cpu", "cuda"]
@@ -154,25 +156,37 @@ class SpecialTokens:
 class PromptTemplate:
     """Strings around each turn: (before, after). Special tokens are spelled out and parsed."""
 
-    system: tuple[str, str]
+    system: tuple[str, str] | None  # None: the model takes no system turn
     user: tuple[str, str]
     assistant: tuple[str, str]
     spoken_assistant: tuple[str, str] | None = None
     transcribe: str | None = None  # with {audio}
     speak: str | None = None  # with {text}
-    default_system: str | None = None
-    begin: str = ""
+    default_system: str | None = None  # "": a system turn without a text is written all the same
+    begin: str = ""  # what every conversation begins with
+    no_system: str = ""  # stands in place of a system turn, where a conversation has none
+    opens_answer: str = ""  # stands before an answer that is to be generated, and not before one of a history
+    forgets: str | None = None  # of an earlier answer all is left out that stands before the last of these
+    given_answer: str = ""  # stands before an answer that is given, as in a history, and not before a generated one
+    trimmed: tuple[Literal["system", "user", "assistant"], ...] = ()  # whose text loses the blanks around it
+    blanks_behind_system: bool = False  # those ahead of the first user's text stay behind a system turn all the same
+    today: str | None = None  # strftime format of the date that stands for TODAY before the first turn
 
 
 @dataclass(frozen=True, config=STRICT)
 class Sampling:
-    """Logits processors in the order repetition penalty, temperature, top-k, top-p; top_k 0 and top_p 1 switch off."""
+    """Logits processors in the order repetition penalty, temperature, top-k, top-p, min-p.
+
+    top_k 0, top_p 1 and min_p 0 switch off. min_p is of text alone: the share of the likeliest token's probability
+    that any other must have.
+    """
 
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     greedy: bool = False
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -296,6 +310,30 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
         raise BundleError(f"{where} does not follow its schema:\n" + "\n".join(lines)) from None
+
+
+def pieces_of(document: Mapping[str, Any], subject: str) -> int | None:
+    """None for a tokenizer.json of byte-level BPE; for one of SentencePiece's pieces, how many blanks at the beginning
+    of a text its decoder drops. BundleError for any other, which cannot be streamed.
+    """
+    decoder = document.get("decoder") or {}
+    kinds = [step.get("type") for step in decoder.get("decoders", [decoder])]
+    if kinds == ["ByteLevel"]:
+        return None
+    steps = {step.get("type"): step for step in decoder.get("decoders", [])}
+    replaces = steps.get("Replace", {})
+    strip = steps.get("Strip", {"content": " ", "start": 0, "stop": 0})
+    if (
+        kinds in (["Replace", "ByteFallback", "Fuse"], ["Replace", "ByteFallback", "Fuse", "Strip"])
+        and (replaces.get("pattern"), replaces.get("content")) == ({"String": BLANK}, " ")
+        and (strip.get("content"), strip.get("stop")) == (" ", 0)
+    ):
+        return int(strip["start"])
+    found = " + ".join(map(str, kinds))
+    raise BundleError(
+        f"{subject} decodes by {found}, expected ByteLevel, or Replace + ByteFallback + Fuse + Strip of {BLANK!r}; "
+        "only BPE over bytes or over SentencePiece's pieces can be streamed"
+    )
 
 
 def is_bundle(folder: Path) -> bool:

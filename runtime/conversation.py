@@ -10,7 +10,7 @@ from runtime.bundle import Step
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
-from runtime.prompt import Audio, Part, Prompt, split_for_speech
+from runtime.prompt import Audio, Part, Prompt, Text, split_for_speech
 from runtime.reply import Steps, audio_step, spoken_reply, text_reply
 from runtime.speech import Mode, SpeechDecoder
 
@@ -35,12 +35,14 @@ class Conversation:
     def __init__(self, engine: Engine, opening: Prompt, seed: int | None):
         self.engine, self.rng = engine, np.random.default_rng(seed)
         self.context = engine.context()
-        self._pending = [opening]  # pieces of prompt that stand before the next answer
+        self._asked: Prompt | None = None  # the turn that is being answered, where its answer is to be rewritten
+        self._read = 0  # positions of what was read before the answer
+        self._pending: Prompt | None = opening  # what stands before the next answer and has not been read
 
     @classmethod
     def open(cls, engine: Engine, system: str | None = None, seed: int | None = None) -> "Conversation":
         """A new conversation. `system` None: the bundle's default prompt; "": none."""
-        return cls(engine, engine.format.open_conversation(system), seed)
+        return cls(engine, engine.format.open_conversation(system, waits=True), seed)
 
     def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Generator[Event, None, None]:
         """Answer a turn. Close the generator to interrupt it: what was generated until then stays in the context.
@@ -49,7 +51,10 @@ class Conversation:
         before the turn.
         """
         before = self._pending
-        self._pending = [*before, self.engine.format.user_turn(parts, choices.spoken)]
+        form = self.engine.format
+        self._pending = form.user_turn(parts, choices.spoken, behind=before)
+        if form.template.forgets is not None or form.template.opens_answer:
+            self._asked = form.user_turn(parts, choices.spoken, behind=before, waits=True)
         generation = self.engine.manifest.generation
         text = generation.text if choices.max_new is None else replace(generation.text, max_new=choices.max_new)
         try:
@@ -72,7 +77,7 @@ class Conversation:
         finally:
             steps.close()
             if len(self.context.ids) > mark:
-                self._pending = [self._closing(choices.spoken)]
+                self._pending = self._closing(choices.spoken) if self._asked is None else self._rewritten(mark)
 
     def written(self, step: Step, choices: Choices) -> Steps:
         """The steps of an answer in text."""
@@ -97,19 +102,29 @@ class Conversation:
 
     def _read_pending(self, tally: "Tally") -> None:
         """Read all but the last pending position, whose hidden state the first step asks for."""
-        for piece in self._pending:
-            self.context.append(piece)
-        self._pending = []
+        if self._pending is not None:
+            self.context.append(self._pending)
+            self._read = len(self._pending)
+        self._pending = None
         positions = len(self.context.tail)
         for _ in self.context.read(keep=1):
             pass
         tally.prefilled(positions)
 
+    def _rewritten(self, mark: int) -> Prompt:
+        """The turn and its answer as the template writes them into a history, where that is otherwise than they were
+        read and generated: an answer's reasoning is forgotten. All behind `mark` is read once more.
+        """
+        assert self._asked is not None
+        said = Text(self.engine.tokenizer.decode(self.context.ids[mark + self._read :]))
+        self.context.truncate(mark)
+        return self.engine.format.close_assistant([said], spoken=False, behind=self._asked, waits=True)
+
     def _closing(self, spoken: bool) -> Prompt:
         """What ends the answer, complete or interrupted, before the next turn."""
         tokens = self.engine.manifest.tokens
         within = self.context.ids[-1] in (tokens.audio_pad, tokens.audiogen_start)
-        return self.engine.format.close_assistant(spoken=spoken, within_audio=within)
+        return self.engine.format.close_assistant(spoken=spoken, within_audio=within, waits=True)
 
 
 class Tally:

@@ -5,14 +5,16 @@ A prompt is built in pieces, so that a key/value cache which holds the earlier o
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.bundle import Manifest, PromptTemplate, SpecialTokens
+from runtime.bundle import TODAY, Manifest, PromptTemplate, SpecialTokens
 from runtime.errors import PromptError
-from runtime.tokenizer import Tokenizer
+from runtime.tokenizer import Behind, Tokenizer
 
 Codes = NDArray[np.int64]  # [L, n_q]: one row every position, one column every codebook
 Rows = NDArray[np.float32]  # [n, hidden]: projector output, one row every position
@@ -54,6 +56,7 @@ class Spoken:
 
 Part = Text | Audio | Image | Video
 Answer = Text | Spoken
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +64,24 @@ class Prompt:
     """Ids, and what goes where they are placeholders.
 
     `codes` belong, in order, to the positions whose id is audio_pad, generated audio included; `rows`, in order, to
-    those whose id is img_pad or video_place.
+    those whose id is img_pad or video_place. `run` is text at its end that is not encoded yet: it waits for a piece
+    that may begin with text, since the tokens of the two are those of one text. `ends` is what stands before the run.
     """
 
     ids: NDArray[np.int64]  # [L]
     codes: Codes
     rows: Rows
+    run: str = ""
+    ends: Behind = "text"
+    keeps_blanks: bool = False  # that the next text begins with, whatever the template does with a turn's
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def concat(pieces: Sequence[Prompt]) -> Prompt:
-    """Pieces one after the other as one prompt; at least one."""
+    """Pieces of which none waits, one after the other as one prompt; at least one."""
+    assert not any(piece.run for piece in pieces), "a piece whose text waits is to be continued, not put beside another"
     return Prompt(
         np.concatenate([piece.ids for piece in pieces]),
         np.concatenate([piece.codes for piece in pieces]),
@@ -91,48 +99,69 @@ class PromptFormat:
     codebook_sizes: tuple[int, ...]
     hidden_size: int
 
-    def open_conversation(self, system: str | None = None) -> Prompt:
-        """The first piece. `system` None: the bundle's default, if it has one; "": no system prompt."""
-        draft = _Draft(self)
-        draft.template(self.template.begin)
-        text = self.template.default_system if system is None else system
-        if text:
-            before, after = self.template.system
-            draft.template(before)
-            draft.text(text)
-            draft.template(after)
-        return draft.prompt()
+    # The three pieces of a conversation: each may be put `behind` another and be made to wait for the next, so that
+    # its last text and the next one's first are encoded as the one text that they are in the model's chat template.
 
-    def user_turn(self, parts: Sequence[Part], spoken: bool) -> Prompt:
+    def open_conversation(
+        self, system: str | None = None, *, waits: bool = False, now: datetime | None = None
+    ) -> Prompt:
+        """The first piece. `system` None: the bundle's default, if it has one; "": no system prompt.
+
+        `now` is the time, for models that are told the date. PromptError for a system prompt where the model takes
+        none.
+        """
+        draft = _Draft(self)
+        before, text, after = self._system(system)
+        draft.template(self._dated(self.template.begin + before, now))
+        draft.text(text)
+        draft.template(self._dated(after, now))
+        return replace(draft.prompt(waits), keeps_blanks=bool(text) and self.template.blanks_behind_system)
+
+    def user_turn(
+        self, parts: Sequence[Part], spoken: bool, *, behind: Prompt | None = None, waits: bool = False
+    ) -> Prompt:
         """What the user said and showed, up to where the answer begins; `spoken`: the answer shall be heard.
 
-        Raises PromptError for a turn without text and media, for media that the bundle does not take or whose arrays
-        have another shape than it expects, and where it cannot speak.
+        It `waits` for an answer that is given, and is otherwise to be answered. Raises PromptError for a turn without
+        text and media, for media that the bundle does not take or whose arrays have another shape than it expects,
+        and where it cannot speak.
         """
         if not any(part.text.strip() if isinstance(part, Text) else True for part in parts):
             raise PromptError("the turn is empty: give it a text, an audio, an image or a video")
-        draft = _Draft(self)
+        draft = _continued(self, behind, "start")
         before, after = self.template.user
         draft.template(before)
-        for part in parts:
+        keeps_blanks = behind is not None and behind.keeps_blanks
+        for part in _trimmed(parts, keeps_blanks) if "user" in self.template.trimmed else parts:
             draft.part(part)
         draft.template(after)
-        draft.template(self._assistant(spoken)[0])
-        return draft.prompt()
+        draft.template(self._assistant(spoken)[0] + ("" if waits else self.template.opens_answer))
+        return draft.prompt(waits)
 
-    def close_assistant(self, answer: Sequence[Answer] = (), *, spoken: bool, within_audio: bool = False) -> Prompt:
+    def close_assistant(
+        self,
+        answer: Sequence[Answer] = (),
+        *,
+        spoken: bool,
+        within_audio: bool = False,
+        behind: Prompt | None = None,
+        waits: bool = False,
+    ) -> Prompt:
         """What ends an answer, so that the next user turn may follow.
 
         `answer` is what of it the cache does not hold: all of an answer from a history, nothing after generation.
         `within_audio`: the cache stops inside an audio segment, which is ended first.
         """
-        draft = _Draft(self)
+        draft = _continued(self, behind, "text")
         if within_audio:
             draft.place("audiogen_end")
-        for part in answer:
+        if answer:
+            draft.template(self.template.given_answer)
+        kept = [self._remembered(part) for part in answer]
+        for part in _trimmed(kept) if "assistant" in self.template.trimmed else kept:
             draft.answer(part)
         draft.template(self._assistant(spoken)[1])
-        return draft.prompt()
+        return draft.prompt(waits)
 
     def open_user(self) -> Prompt:
         """The beginning of a user turn that comes in pieces."""
@@ -193,11 +222,48 @@ class PromptFormat:
         draft.template(after)
         return draft.prompt()
 
+    def _system(self, system: str | None) -> tuple[str, str, str]:
+        """What stands before the first turn: the template's string, the text, and the template's string behind it."""
+        default = self.template.default_system
+        text = default if system is None else system
+        if text is None or not (text or default == ""):
+            return self.template.no_system, "", ""
+        if self.template.system is None:
+            raise PromptError("this model's chat template takes no system prompt; leave it out")
+        before, after = self.template.system
+        return before, text.strip() if "system" in self.template.trimmed else text, after
+
+    def _remembered(self, part: Answer) -> Answer:
+        if self.template.forgets is None or isinstance(part, Spoken):
+            return part
+        return Text(part.text.split(self.template.forgets)[-1])
+
+    def _dated(self, string: str, now: datetime | None) -> str:
+        if self.template.today is None:
+            return string
+        return string.replace(TODAY, (now or datetime.now()).strftime(self.template.today))
+
     def _assistant(self, spoken: bool) -> tuple[str, str]:
         around = self.template.spoken_assistant if spoken else self.template.assistant
         if around is None:
             raise PromptError("this bundle answers in text only; ask for a text answer, or use one that can speak")
         return around
+
+
+def _trimmed(parts: Sequence[P], keeps_ahead: bool = False) -> list[P | Text]:
+    """The parts of a turn without the blanks that it begins and ends with; those ahead stay if that is asked for."""
+    kept: list[P | Text] = list(parts)
+    while kept and not keeps_ahead and isinstance(first := kept[0], Text):
+        kept[0] = Text(first.text.lstrip())
+        if kept[0].text:
+            break
+        del kept[0]
+    while kept and isinstance(last := kept[-1], Text):
+        kept[-1] = Text(last.text.rstrip())
+        if kept[-1].text:
+            break
+        del kept[-1]
+    return kept
 
 
 def prompt_format(manifest: Manifest, tokenizer: Tokenizer) -> PromptFormat:
@@ -211,6 +277,7 @@ class _Draft:
     """A prompt being written. Plain text is encoded in runs as long as they get, as if it had been one string."""
 
     format: PromptFormat
+    ends: Behind = "start"  # what the run stands behind
     run: str = ""
     ids: list[int] = field(default_factory=list)
     codes: list[Codes] = field(default_factory=list)
@@ -254,18 +321,24 @@ class _Draft:
             raise PromptError(f"this bundle has no {name} token, so its model takes no such input; leave it out")
         self._append([token] * times)
 
-    def prompt(self) -> Prompt:
-        self._append([])
+    def prompt(self, waits: bool = False) -> Prompt:
+        if not waits:
+            self._append([])
         no_codes = np.empty((0, len(self.format.codebook_sizes)), np.int64)
         no_rows = np.empty((0, self.format.hidden_size), np.float32)
         return Prompt(
             np.array(self.ids, np.int64),
             np.concatenate([no_codes, *self.codes], dtype=np.int64),
             np.concatenate([no_rows, *self.rows], dtype=np.float32),
+            self.run,
+            self.ends,
         )
 
     def _append(self, ids: list[int]) -> None:
-        self.ids += [*self.format.tokenizer.encode(self.run, special=False).tolist(), *ids]
+        before = self.ids[-1] if self.ends == "token" and self.ids else None
+        self.ids += self.format.tokenizer.encode_run(self.run, self.ends, before, ids[0] if ids else None)
+        self.ids += ids
+        self.ends = "token" if ids else "text" if self.run else self.ends
         self.run = ""
 
     def sound(self, codes: Codes, *, opens: bool, closes: bool) -> None:
@@ -287,6 +360,13 @@ class _Draft:
         self.place(placeholder, len(rows))
         self.place("img_end")
         self.rows.append(_checked_rows(rows, self.format.hidden_size))
+
+
+def _continued(form: PromptFormat, behind: Prompt | None, ends: Behind) -> _Draft:
+    """A draft that goes on where a piece ended; where none is given, it begins at a place that `ends` says."""
+    if behind is None:
+        return _Draft(form, ends)
+    return _Draft(form, behind.ends, behind.run, behind.ids.tolist(), [behind.codes], [behind.rows])
 
 
 def _checked_codes(codes: Codes, sizes: tuple[int, ...]) -> Codes:

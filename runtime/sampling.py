@@ -1,4 +1,4 @@
-"""From logits to one token: repetition penalty, temperature, top-k, top-p and the draw, in numpy.
+"""From logits to one token: repetition penalty, temperature, top-k, top-p, min-p and the draw, in numpy.
 
 The order and the treatment of ties are those of Hugging Face transformers' logits processors
 (`generation/logits_process.py`), which the official code generates with.
@@ -46,7 +46,7 @@ def penalise(logits: Floats, context: Ids, penalty: float) -> NDArray[np.float32
 
 
 def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float32]:
-    """Distribution that `sample` draws from, after temperature, top-k and top-p; [vocab] -> float32 [vocab].
+    """Distribution that `sample` draws from, after temperature, top-k, top-p and min-p; [vocab] -> float32 [vocab].
 
     Raises EdgeOmniError when the logits hold NaN or +inf or leave no choice.
     """
@@ -69,6 +69,9 @@ def _candidates(scores: Floats, sampling: Sampling) -> tuple[Ids, NDArray[np.flo
     probs /= probs.sum()
     if sampling.top_p < 1.0:
         ids, probs = _top_p(ids, probs, scores, sampling.top_p)
+    if sampling.min_p > 0.0:
+        likely = probs >= sampling.min_p * probs.max()
+        ids, probs = ids[likely], probs[likely]
     return ids, probs / probs.sum()
 
 

@@ -186,3 +186,12 @@ def test_greedy_noise_is_zero_and_draws_nothing():
     rng, twin = np.random.default_rng(1), np.random.default_rng(1)
     assert not gumbel(rng, 5, greedy=True).any()
     assert rng.random() == twin.random()
+
+
+def test_tokens_of_less_than_a_share_of_the_likeliest_are_never_drawn():
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    np.testing.assert_allclose(probabilities(logits, Sampling(min_p=0.0)), [0.5, 0.3, 0.15, 0.05], atol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, Sampling(min_p=0.4)), [0.625, 0.375, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(probabilities(logits, Sampling(min_p=1.0)), [1, 0, 0, 0], atol=1e-6)
+    both = probabilities(logits, Sampling(top_k=3, min_p=0.25))
+    np.testing.assert_allclose(both, np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=1e-6)

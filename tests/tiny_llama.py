@@ -14,13 +14,11 @@ from export.convert import export
 from runtime.engine import Engine
 from runtime.prompt import Prompt
 from runtime.session import Options
+from tests.chat_templates import CHATML
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, CONTEXT = 32, 4, 2, 16, 64, 2, 128
 ENDS = ("<|im_start|>", "<|im_end|>")
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' "
-    "+ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+TEMPLATE = CHATML
 MERGES = [("h", "e"), ("l", "l")]
 
 Tensors = dict[str, np.ndarray]
@@ -106,10 +104,15 @@ GGUF_NAMES = {
 }
 
 
-def save_gguf(path: Path, weights: Tensors, kinds: dict[str, str] | None = None) -> Path:
+def save_gguf(
+    path: Path,
+    weights: Tensors,
+    kinds: dict[str, str] | None = None,
+    metadata: dict[str, int | float | str] | None = None,
+) -> Path:
     """Write the same weights as llama.cpp's converter does: queries and keys with their rotary halves interleaved.
 
-    `kinds`: the GGML types of those that are to be quantized.
+    `kinds`: the GGML types of those that are to be quantized; `metadata`: more than a llama needs.
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(CONTEXT)
@@ -124,10 +127,15 @@ def save_gguf(path: Path, weights: Tensors, kinds: dict[str, str] | None = None)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens())
-    writer.add_token_types([gguf.TokenType.NORMAL] * (len(tokens()) - 2) + [gguf.TokenType.CONTROL] * 2)
+    normal = len(tokens()) - len(ENDS)
+    writer.add_token_types([gguf.TokenType.NORMAL] * normal + [gguf.TokenType.CONTROL] * len(ENDS))
     writer.add_token_merges([" ".join(pair) for pair in MERGES])
     writer.add_eos_token_id(len(tokens()) - 1)
-    writer.add_chat_template(TEMPLATE)
+    if TEMPLATE:
+        writer.add_chat_template(TEMPLATE)
+    for key, value in (metadata or {}).items():
+        kind = gguf.GGUFValueType.INT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
+        writer.add_key_value(key, value, kind)
     for key, array in weights.items():
         kind = gguf.GGMLQuantizationType[(kinds or {}).get(key, "F32")]
         plain = kind == gguf.GGMLQuantizationType.F32

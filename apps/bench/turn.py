@@ -143,7 +143,7 @@ class TimedConversation(Conversation):
     """Notes how long each audio frame takes, its sound included."""
 
     def __init__(self, engine: Engine, clocked: Clocked):
-        super().__init__(engine, engine.format.open_conversation(None), seed=0)
+        super().__init__(engine, engine.format.open_conversation(None, waits=True), seed=0)
         self.clocked = clocked
 
     def spoken(self, choices: Choices) -> Steps:

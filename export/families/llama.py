@@ -1,6 +1,8 @@
 """Llama, SmolLM2 and Qwen2 text decoders, from Hugging Face safetensors or from GGUF."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,13 +10,22 @@ import numpy as np
 from export.checkpoint import Checkpoint
 from export.config import DecoderConfig, parse
 from export.decoder import cache_layout, decoder, embed_tokens, lm_head
-from export.families.chat_template import template_strings
+from export.families.chat_template import default_template, template_strings
 from export.families.family import Blueprint, Family
-from export.files import read_json, read_json_object
+from export.families.llama_settings import (
+    CONFIG,
+    TOKENIZER,
+    gguf_generation,
+    layer_windows,
+    refuse_gguf,
+    refuse_others,
+    text_step,
+)
+from export.files import read_json_object, read_text
 from export.graph import Derived
 from export.lazy_tensor import LazyTensor
-from export.tokenizer_files import tokenizer_json, tokenizer_json_from_gguf
-from runtime.bundle import GenerationDefaults, Profile, PromptTemplate, Sampling, SpecialTokens, Step
+from export.tokenizer_files import PRE, opened, tokenizer_json, tokenizer_json_from_gguf
+from runtime.bundle import GenerationDefaults, Profile, PromptTemplate, SpecialTokens
 from runtime.errors import CheckpointError
 
 ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM"}
@@ -33,6 +44,13 @@ GGUF_LAYER_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 GGUF_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+SPECIAL = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)  # as templates name them
+GGUF_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+GGUF_ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message
+GGUF_PRE_WITH_BOS = ("llama-bpe",)  # llama.cpp puts BOS before these where the file does not say whether
+TABLE_STEP = 4096  # rows that are compared at once
 PLAIN = PromptTemplate(system=("", "\n"), user=("", ""), assistant=("", ""))  # a base model continues a text
 
 
@@ -46,7 +64,7 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
     tensors = {hf_name(key): tensor for key, tensor in checkpoint.items()} if gguf else dict(checkpoint)
     config = gguf_config(checkpoint, tensors) if gguf else hf_config(checkpoint, tensors)
     text = tokenizer_json_from_gguf(checkpoint.metadata) if gguf else tokenizer_json(checkpoint.folder)
-    template, ends = gguf_prompts(checkpoint.metadata) if gguf else hf_prompts(checkpoint)
+    template, ends = gguf_prompts(checkpoint.metadata, text) if gguf else hf_prompts(checkpoint, text)
     graphs = (embed_tokens(config, profile), decoder(config, profile), lm_head(config, profile))
     return Blueprint(
         family=FAMILY.name,
@@ -63,7 +81,7 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         cache=cache_layout(config, profile),
         tokens=SpecialTokens(eos=ends),
         template=template,
-        generation=GenerationDefaults(text=Step(read_sampling(checkpoint), max_new=1024)),
+        generation=generation_defaults(checkpoint),
     )
 
 
@@ -87,13 +105,21 @@ def hf_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> Deco
         raise CheckpointError(
             f"{checkpoint.folder}/config.json asks for rotary scaling {kind!r}, only 'default' is built"
         )
-    if fields.get("hidden_act", "silu") != "silu":
+    where = f"{checkpoint.folder}/config.json"
+    refuse_others(fields, CONFIG, where)
+    qwen = "Qwen2ForCausalLM" in fields["architectures"]
+    if not qwen and not fields.get("attention_bias") and "model.layers.0.self_attn.q_proj.bias" in tensors:
         raise CheckpointError(
-            f"{checkpoint.folder}/config.json has hidden_act {fields['hidden_act']!r}, expected 'silu'"
+            f"{where} has no attention_bias, but the tensors have q_proj.bias: expected true, or none"
         )
-    fields.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
+    for key, value in {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768 if qwen else 2048}.items():
+        fields.setdefault(key, value)  # as transformers has it
+    fields["windows"] = layer_windows(fields, qwen, where)
+    # Where a file says both, transformers takes what stands among the rotary parameters.
+    fields["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
     heads = fields.get("num_attention_heads")
-    fields.setdefault("num_key_value_heads", heads)
+    if fields.get("num_key_value_heads") is None:
+        fields["num_key_value_heads"] = heads
     if fields.get("head_dim") is None and heads and fields.get("hidden_size"):
         fields["head_dim"] = fields["hidden_size"] // heads
     return _finish(fields, tensors, f"{checkpoint.folder}/config.json")
@@ -120,14 +146,28 @@ def gguf_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> De
         "max_position_embeddings": metadata.get(f"{kind}.context_length"),
         "rope_interleaved": kind in GGUF_INTERLEAVED,
     }
+    refuse_gguf(metadata, kind, fields["head_dim"], fields["max_position_embeddings"])
     return _finish(fields, tensors, "the GGUF's metadata")
 
 
 def _finish(fields: dict[str, Any], tensors: Mapping[str, LazyTensor], where: str) -> DecoderConfig:
     """Whether there is a bias and a head of its own is seen from the tensors."""
     fields["attention_qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
-    fields["tie_word_embeddings"] = bool(fields.get("tie_word_embeddings")) or "lm_head.weight" not in tensors
+    head, table = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    stated = bool(fields.get("tie_word_embeddings"))
+    fields["tie_word_embeddings"] = head is None or (stated and (table is None or _equal(head, table)))
     return parse(DecoderConfig, fields, where)
+
+
+def _equal(head: LazyTensor, table: LazyTensor) -> bool:
+    """Whether a head that config.json calls tied is the embedding table; where both are stored and differ, it is not.
+
+    transformers decides so too, from version 5 on.
+    """
+    if head.shape != table.shape:
+        return False
+    spans = [(at, min(at + TABLE_STEP, head.shape[0])) for at in range(0, head.shape[0], TABLE_STEP)]
+    return all(np.array_equal(head.rows(*span), table.rows(*span)) for span in spans)
 
 
 def derivations(config: DecoderConfig) -> dict[str, Derived]:
@@ -151,48 +191,101 @@ def stack_rows(*arrays: np.ndarray) -> np.ndarray:
     return np.concatenate(arrays)
 
 
-def hf_prompts(checkpoint: Checkpoint) -> tuple[PromptTemplate, tuple[int, ...]]:
-    """The chat template's strings, and the ids that end an answer."""
+def hf_prompts(checkpoint: Checkpoint, tokenizer: str) -> tuple[PromptTemplate, tuple[int, ...]]:
+    """The chat template's strings, and the ids that end an answer; `tokenizer` is the text of tokenizer.json."""
     folder = checkpoint.folder
-    stated = read_json_object(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+    stated, generation = _read_if_there(folder / "tokenizer_config.json"), read_generation(folder)
+    refuse_others(stated, TOKENIZER, str(folder / "tokenizer_config.json"))
+    names = special_names(_read_if_there(folder / "special_tokens_map.json") | stated)
     jinja = folder / "chat_template.jinja"
-    source = jinja.read_text(encoding="utf-8") if jinja.exists() else stated.get("chat_template")
-    tokens = {name: _content(stated.get(name)) for name in ("bos_token", "eos_token")}
-    ends = [checkpoint.config.get("eos_token_id")]
-    if (folder / "generation_config.json").exists():
-        ends.append(read_json_object(folder / "generation_config.json").get("eos_token_id"))
-    flat = [end for group in ends for end in (group if isinstance(group, list) else [group]) if end is not None]
-    return (template_strings(source, tokens) if source else PLAIN), tuple(dict.fromkeys(flat))
+    source = read_text(jinja) if jinja.exists() else default_template(stated.get("chat_template"))
+    template = template_strings(source, names, tokenizer) if source else plain_strings(tokenizer, names, stated)
+    ends = [checkpoint.config.get("eos_token_id"), generation.get("eos_token_id"), names.get("eos_token")]
+    return template, end_tokens(ends, template, tokenizer, str(folder))
 
 
-def gguf_prompts(metadata: Mapping[str, Any]) -> tuple[PromptTemplate, tuple[int, ...]]:
-    names = metadata.get("tokenizer.ggml.tokens", [])
-    tokens = {}
-    for name in ("bos", "eos"):
-        index = metadata.get(f"tokenizer.ggml.{name}_token_id")
-        tokens[f"{name}_token"] = names[index] if index is not None else ""
-    source = metadata.get("tokenizer.chat_template")
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return (template_strings(source, tokens) if source else PLAIN), tuple(
-        {end: None for end in ends if end is not None}
-    )
+def gguf_prompts(metadata: Mapping[str, Any], tokenizer: str) -> tuple[PromptTemplate, tuple[int, ...]]:
+    """As `hf_prompts`, of a GGUF's metadata."""
+    subject = "the GGUF's metadata"
+    tokens = metadata["tokenizer.ggml.tokens"]
+    names = {}
+    for name, key in GGUF_SPECIAL.items():
+        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if index is not None:
+            names[name] = tokens[_token_id(index, len(tokens), f"{subject}, tokenizer.ggml.{key}_token_id,")]
+    source = default_template(metadata.get("tokenizer.chat_template"))
+    adds = {"add_bos_token": metadata.get("tokenizer.ggml.add_bos_token", metadata.get(PRE) in GGUF_PRE_WITH_BOS)}
+    template = template_strings(source, names, tokenizer) if source else plain_strings(tokenizer, names, adds)
+    ends = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in GGUF_ENDS]
+    return template, end_tokens(ends, template, tokenizer, subject)
 
 
-def _content(token: Any) -> str:
-    """A special token as tokenizer_config.json states it: a string, or an object that holds one."""
-    return str((token.get("content") if isinstance(token, dict) else token) or "")
+def special_names(stated: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token and such, as far as the files state them: each a string, or an object that holds one."""
+    found = {key: value.get("content") if isinstance(value, dict) else value for key, value in stated.items()}
+    return {key: name for key in SPECIAL if isinstance(name := found.get(key), str) and name}
 
 
-def read_sampling(checkpoint: Checkpoint) -> Sampling:
-    """generation_config.json where there is one; a GGUF states none, and SmolLM2's card suggests 0.2 and 0.9."""
+def plain_strings(tokenizer: str, names: Mapping[str, str], stated: Mapping[str, Any]) -> PromptTemplate:
+    """The PromptTemplate of a model without a chat template: a text that it continues, behind what its tokenizer puts
+    in front of every text. `stated` may say of add_bos_token whether that is the begin-of-text token.
+    """
+    read = opened(tokenizer)
+    whole, bare = (read.encode("a", add_special_tokens=special).ids for special in (True, False))
+    # What the tokenizer puts behind a text (an end-of-text token) would have the model continue another.
+    start = next((whole[:index] for index in range(len(whole)) if whole[index : index + len(bare)] == bare), [])
+    begin, bos = "".join(read.id_to_token(i) or "" for i in start), names.get("bos_token", "")
+    if stated.get("add_bos_token") is True and not begin.startswith(bos):
+        begin = bos + begin
+    if stated.get("add_bos_token") is False:
+        begin = begin.removeprefix(bos)
+    return replace(PLAIN, begin=begin)
+
+
+def end_tokens(ends: Sequence[object], template: PromptTemplate, tokenizer: str, subject: str) -> tuple[int, ...]:
+    """Ids that end an answer: all that the files state, by id or by name, and the token that the chat template writes
+    behind an answer. A config.json often keeps the base model's, so that the answer would run on into a turn of the
+    user. CheckpointError for what is no token.
+    """
+    read = opened(tokenizer)
+    added = {token.content: i for i, token in read.get_added_tokens_decoder().items()}
+    found: list[int] = []
+    for end in [end for group in ends for end in (group if isinstance(group, list) else [group]) if end is not None]:
+        if isinstance(end, str):
+            found += [i] if (i := read.token_to_id(end)) is not None else []
+        else:
+            found.append(_token_id(end, None, f"{subject}: eos_token_id"))
+    behind = {name: at for name in added if (at := template.assistant[1].find(name)) >= 0}
+    if behind:
+        found.append(added[min(behind, key=lambda name: (behind[name], -len(name)))])
+    return tuple(dict.fromkeys(found))
+
+
+def _token_id(value: object, count: int | None, what: str) -> int:
+    """`value` where it is the id of a token; `count` tokens there are, if that is known."""
+    number = value.item() if isinstance(value, np.integer) else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0 or (count is not None and number >= count):
+        raise CheckpointError(f"{what} is {value!r}, expected the id of a token")
+    return number
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json_object(path) if path.exists() else {}
+
+
+def read_generation(folder: Path) -> dict[str, Any]:
+    """generation_config.json; empty where there is none."""
+    return _read_if_there(folder / "generation_config.json")
+
+
+def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
+    """generation_config.json, or where there is none what config.json or a GGUF's metadata says of generating."""
+    if checkpoint.kind == "gguf" and checkpoint.metadata:
+        return GenerationDefaults(text=text_step(gguf_generation(checkpoint.metadata), "the GGUF's metadata"))
     path = checkpoint.folder / "generation_config.json"
-    stated = read_json(path) if checkpoint.kind == "safetensors" and path.exists() else {}
-    return Sampling(
-        temperature=stated.get("temperature") or 0.2,
-        top_k=stated.get("top_k") or 0,
-        top_p=stated.get("top_p") or 0.9,
-        repetition_penalty=stated.get("repetition_penalty") or 1.0,
-    )
+    if path.exists():
+        return GenerationDefaults(text=text_step(read_generation(checkpoint.folder), str(path)))
+    return GenerationDefaults(text=text_step(checkpoint.config, f"{checkpoint.folder}/config.json"))
 
 
 FAMILY = Family("llama", recognises, read)

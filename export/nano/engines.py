@@ -220,8 +220,8 @@ _TO_KOKORO = [
 
 
 class Kokoro:
-    """Kokoro-82M (Apache-2.0), 24 kHz: five voices of its Japanese package speaking English, and those of the npm package
-    kokoro-js (510 style vectors of 256 float32 each), which `make nano` puts into the environment."""
+    """Kokoro-82M (Apache-2.0), 24 kHz: five voices of its Japanese package speaking English, and those of the npm
+    package kokoro-js (510 style vectors of 256 float32 each), which `make nano` puts into the environment."""
 
     _RATE = 24000
     _LENGTH = "/encoder/Round_output_0"

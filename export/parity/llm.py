@@ -139,7 +139,9 @@ class Reader:
 
 def split_turns(string: str, template: PromptTemplate) -> list[tuple[Role, str]]:
     """(role, content) of each turn in a prompt string, an answer that is still to come with no content; [] if none."""
-    marks: dict[str, Role] = {template.system[0]: "system", template.user[0]: "user"}
+    marks: dict[str, Role] = {template.user[0]: "user"}
+    if template.system is not None:
+        marks[template.system[0]] = "system"
     marks[template.assistant[0]] = "assistant"
     if template.spoken_assistant is not None:
         marks[template.spoken_assistant[0]] = "spoken"
