@@ -2,7 +2,8 @@
 
 import json
 import sys
-from io import TextIOWrapper
+from contextlib import suppress
+from io import TextIOWrapper, UnsupportedOperation
 from typing import Any
 
 
@@ -10,7 +11,8 @@ def accept_any_encoding() -> None:
     """Show `?` for what the terminal cannot, and let bytes in that are no text there: file names may hold them."""
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            with suppress(UnsupportedOperation):  # whoever started us has read from it already
+                stream.reconfigure(errors=errors)
 
 
 def json_text(record: Any, indent: int | None = None, allow_nan: bool = True) -> str:
