@@ -366,7 +366,7 @@ def talk(
         typer.Option(
             min=0,
             help="Turns that are remembered. Unless given, all that there is room for; the embedded model, which was "
-            "trained on short conversations, remembers none.",
+            "trained on short conversations, remembers five.",
         ),
     ] = None,
     simulate: Annotated[
@@ -488,7 +488,7 @@ def bench(
     no_aec: Annotated[bool, typer.Option("--no-aec", help="No echo cancelling, with --live.")] = False,
     remember: Annotated[
         int | None,
-        typer.Option(min=0, help="Turns that --live lets the model remember; 0 suits the embedded one."),
+        typer.Option(min=0, help="Turns that --live lets the model remember; unless given, all."),
     ] = None,
     as_json: Json = False,
 ) -> None:

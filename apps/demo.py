@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from apps.cli import one_message
-from apps.embedded import CHECKPOINT, RECIPE
+from apps.embedded import CHECKPOINT, RECIPE, REMEMBERED
 from apps.tables import OUT as SCREEN
 from apps.tables import table
 from runtime.audio import Wave, load_mono, write_wav
@@ -80,7 +80,19 @@ def converse(demo: Demo) -> None:
     write_wav(said, half_a_conversation(), RATE)
     files = ("--out", str(both), "--log", str(OUT / "conversation.jsonl"))
     about = "a conversation: the person interrupts an answer, and later coughs over another"
-    demo.run(about, "talk", str(SMALL), "--simulate", str(said), "--fast", "--seed", "0", "--remember", "0", *files)
+    demo.run(
+        about,
+        "talk",
+        str(SMALL),
+        "--simulate",
+        str(said),
+        "--fast",
+        "--seed",
+        "0",
+        "--remember",
+        str(REMEMBERED),
+        *files,
+    )
     play(both)
 
 
