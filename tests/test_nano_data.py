@@ -80,6 +80,14 @@ def test_nothing_of_the_world_is_drawn_as_lying_outside_of_it_and_no_hand_writte
     assert len(written) == len(set(written)) > 100 and not set(written) & (drawn | inside)
 
 
+def test_talk_among_people_is_neither_asked_nor_among_the_sentences_of_the_measured_scenes():
+    from apps.bench.scene_sounds import OTHERS
+
+    rng = Random(0)
+    talk = {outside.draw_talk(rng) for _ in range(5000)}
+    assert not talk & ({domain.draw_turn(rng).question for _ in range(20000)} | set(OTHERS))
+
+
 def test_a_murmur_is_no_word_that_is_answered():
     rng = Random(0)
     asked = {domain.draw_turn(rng).question for _ in range(20000)}

@@ -309,10 +309,33 @@ def test_a_picture_is_described_aloud_where_its_description_was_recorded(folder)
     config = read_config(CONFIG)
     composer = Composer(library(folder), config)
     drawn = [composer.draw(Random(seed), "look_aloud") for seed in range(40)]
-    assert all(picture is not None and len(sequence.pictures) == 1 for sequence, picture in drawn)
-    aloud = [(sequence, picture) for sequence, picture in drawn if sequence.frames]
+    assert all(len(seen) == 1 and len(sequence.pictures) == 1 for sequence, seen in drawn)
+    aloud = [seen[0] for sequence, seen in drawn if sequence.frames]
     # The made-up answers are "it is a two" and "it is a six".
-    assert aloud and all(picture is not None and picture.digit in (2, 6) for _, picture in aloud)
+    assert aloud and all(picture.digit in (2, 6) for picture in aloud)
+
+
+def test_a_conversation_learns_the_answer_of_each_turn_whatever_the_subject_was_before(folder):
+    pytest.importorskip("sklearn")
+    composer = Composer(library(folder), read_config(CONFIG))
+    turn, end = composer.writer.token("<C_Q>"), composer.writer.token(vocabulary.EOS)
+    for kind in ("conversation", "conversation_aloud"):
+        drawn = [composer.draw(Random(seed), kind) for seed in range(30)]
+        for sequence, seen in drawn:
+            assert 2 <= sequence.ids.count(turn) <= 8 and sequence.labels.count(end) == sequence.ids.count(turn)
+            assert len(sequence.pictures) == len(seen) and len(sequence.ids) <= 512
+        assert any(len(seen) > 1 for _, seen in drawn)
+
+
+def test_pictures_of_several_sizes_are_predicted_as_each_is_alone(folder):
+    pytest.importorskip("sklearn")
+    torch.manual_seed(3)
+    stage = language_stage.LanguageTrainer(None).eval()
+    composer = Composer(library(folder), stage.config)
+    sizes = ((4, 4), (3, 5), (4, 4), (5, 3))
+    drawn = [composer.draw(Random(seed), "look", cells)[0] for seed, cells in enumerate(sizes)]
+    together = language_stage.predict(stage, drawn, 0)
+    assert together == [language_stage.predict(stage, [sequence], 0)[0] for sequence in drawn]
 
 
 def test_the_noise_marker_is_the_first_token_of_the_answer_to_noise(folder):

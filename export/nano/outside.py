@@ -1,7 +1,7 @@
 """Questions and requests that lie outside the small checkpoint's world, drawn from patterns and everyday words.
 
-They teach it to say that it does not know. The figures for the card are measured on sentences that were written by hand
-(`outside.txt`), none of which is drawn here.
+They teach it to say that it does not know; talk among people, to keep silent. The figures for the card are measured on
+sentences that were written by hand (`outside.txt`), none of which is drawn here.
 """
 
 from random import Random
@@ -57,16 +57,32 @@ _PATTERNS = (
     "how do i get to PLACE", "how old is PERSON", "what does THING mean", "what happened in PLACE",
     "calculate the THING", "repeat the THING", "please DEED the THING", "please DEED PERSON", "what is your THING",
 )  # fmt: skip
+# What people say to each other, which is not for the assistant.
+_TALK = (
+    "i saw PERSON at the THING", "PERSON is coming for dinner tonight", "we bought a QUALITY THING yesterday",
+    "did PERSON like the THING", "where did you put the THING", "give it to PERSON please",
+    "i told you about the THING", "she wants to DEED the THING", "he said the THING was too QUALITY",
+    "they moved to PLACE last year", "we are going to PLACE in the summer", "my THING is broken again",
+    "do not forget the THING", "are you coming or not", "you have to DEED it first",
+    "that THING was not QUALITY at all", "let me see", "wait a minute", "i will be right back",
+    "have you talked to PERSON", "what did PERSON say about the THING", "could you pass me the THING darling",
+    "and then PERSON came in with a THING", "it is getting late", "i am so tired today",
+    "no not that one the other THING", "the THING in PLACE is QUALITY", "who left the THING on the THING",
+    "turn around so i can see you", "we never DEED anything together", "i have been to PLACE twice",
+    "put the THING next to the THING",
+)  # fmt: skip
 _SLOTS = {"THING": _THINGS, "PLACE": _PLACES, "PERSON": _PEOPLE, "DEED": _DEEDS, "QUALITY": _QUALITIES}
 
 
 def draw(rng: Random) -> str:
     """One question or request, in lower case without punctuation."""
-    return " ".join(rng.choice(_SLOTS[word]) if word in _SLOTS else word for word in rng.choice(_PATTERNS).split())
+    return _filled(rng, rng.choice(_PATTERNS))
 
 
-def words() -> list[str]:
-    """Every word that may occur in them, sorted."""
-    slots = [word for some in _SLOTS.values() for phrase in some for word in phrase.split()]
-    fixed = [word for pattern in _PATTERNS for word in pattern.split() if word not in _SLOTS]
-    return sorted({*slots, *fixed})
+def draw_talk(rng: Random) -> str:
+    """One sentence of a conversation among people."""
+    return _filled(rng, rng.choice(_TALK))
+
+
+def _filled(rng: Random, pattern: str) -> str:
+    return " ".join(rng.choice(_SLOTS[word]) if word in _SLOTS else word for word in pattern.split())

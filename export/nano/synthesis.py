@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.signal import resample_poly
 
-from export.nano import corpus, domain, noises, pictures
+from export.nano import corpus, domain, noises, outside, pictures
 from export.nano.corpus import Clip
 from export.nano.engines import Engine, Style, Utterance, open_engine
 from export.nano.split import Split, read_split
@@ -27,7 +27,7 @@ TARGET_VOICE = "piper/joe"
 SHARD = 400  # clips
 _FOLLOW_UPS = 0.35  # share of questions with a second turn
 _HELDOUT_PAIRS = 0.2  # share of draws for held-out sets that ask for a pair of turns
-_MURMURS, _OWN_WORDS = 0.25, 0.2  # shares of the talk that is not for the assistant
+_MURMURS, _OWN_WORDS, _AMONG_PEOPLE = 0.2, 0.15, 0.4  # shares of the talk that is not for the assistant
 # The rest of that talk is made of these words in random order; none begins like a command.
 _OTHER_WORDS = (
     "because yesterday nobody people before house street never always think going would could should maybe nothing "
@@ -187,6 +187,8 @@ class _Shard:
             if turn.intent in ("chat", "repeat", "word", "outside", "look"):
                 return
             text = key = turn.answer
+        elif draw < _MURMURS + _OWN_WORDS + _AMONG_PEOPLE:
+            text = key = outside.draw_talk(self.rng)
         else:
             text = key = " ".join(self.rng.choice(_OTHER_WORDS) for _ in range(self.rng.randint(3, 10)))
         if not self.wanted(key):
