@@ -17,8 +17,16 @@ from export.nano.split import read_split
 
 CONFIG = vocabulary.FOLDER
 # How often each kind of sequence is drawn.
-MIX = {"ask": 14, "transcribe": 7, "follow": 4, "noise": 6, "typed": 18, "look": 26, "conversation": 9}
-SPEECH_MIX = {"read": 5, "reply": 7, "look_aloud": 3, "follow_aloud": 2, "conversation_aloud": 3}
+MIX: dict[str, float] = {
+    "ask": 14,
+    "transcribe": 7,
+    "follow": 4,
+    "noise": 6,
+    "typed": 18,
+    "look": 26,
+    "conversation": 9,
+}
+SPEECH_MIX: dict[str, float] = {"read": 5, "reply": 7, "look_aloud": 3, "follow_aloud": 2, "conversation_aloud": 3}
 ROW, _ROWS = 512, 6  # tokens of a row, rows of a batch
 _MISSES = 3  # sequences that found no room before a batch is full enough
 _RARE, _RARE_SHARE = ("kokoro/", "piper/", "flite/"), 0.45  # engines with few recordings, and how often they ask
