@@ -80,19 +80,8 @@ def converse(demo: Demo) -> None:
     write_wav(said, half_a_conversation(), RATE)
     files = ("--out", str(both), "--log", str(OUT / "conversation.jsonl"))
     about = "a conversation: the person interrupts an answer, and later coughs over another"
-    demo.run(
-        about,
-        "talk",
-        str(SMALL),
-        "--simulate",
-        str(said),
-        "--fast",
-        "--seed",
-        "0",
-        "--remember",
-        str(REMEMBERED),
-        *files,
-    )
+    how = ("--fast", "--seed", "0", "--remember", str(REMEMBERED))
+    demo.run(about, "talk", str(SMALL), "--simulate", str(said), *how, *files)
     play(both)
 
 

@@ -16,6 +16,7 @@ tokenizer.ggml.scores, quantize.*, split.*, imatrix.*.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, TypeGuard
 
+import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
@@ -134,7 +135,7 @@ def gguf_generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: object) -> object:
-    return value.item() if hasattr(value, "item") else value  # type: ignore[attr-defined]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def refuse_others(stated: Mapping[str, Any], known: Mapping[str, Sequence[object]], where: str) -> None:

@@ -199,11 +199,9 @@ def evaluate(trainer: LanguageTrainer, composer: Composer, tests: dict[str, Libr
 def _mix(step: int, speech_from: int, pictures_from: int) -> dict[str, float]:
     """Weights of the kinds of sequences at a step."""
     mix = MIX | (SPEECH_MIX if step >= speech_from else {})
-    return (
-        mix
-        if step >= pictures_from
-        else {kind: weight for kind, weight in mix.items() if "look" not in kind and "conv" not in kind}
-    )
+    if step >= pictures_from:
+        return mix
+    return {kind: weight for kind, weight in mix.items() if not kind.startswith(("look", "conversation"))}
 
 
 def train(
