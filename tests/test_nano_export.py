@@ -147,7 +147,7 @@ def shipped(tmp_path_factory) -> Engine:
 
 
 def test_the_shipped_weights_answer_held_out_recordings_in_the_words_and_codes_of_torch(shipped: Engine) -> None:
-    from export.nano.evaluation import Examiner
+    from export.nano.examiner import Examiner
 
     examiner = Examiner(SAMPLES, CHECKPOINT)
     recordings = [turn.audio for turn in read_turns(SAMPLES / "turns.jsonl") if turn.audio]
