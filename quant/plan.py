@@ -234,7 +234,7 @@ def _outside(every: Iterable[Decided], listed: Collection[Path]) -> Iterator[str
     """Weights that a graph takes from a file which the manifest does not vouch for."""
     for item in every:
         if item.weight.file is not None and item.weight.file.resolve() not in listed:
-            yield f"{item.weight.name} lies in {item.weight.file}, which is no file of the bundle; export it again"
+            yield f"{item.weight.name} lies in {item.weight.file}, outside the bundle; export it again"
 
 
 def _no_floats_to_halve(recipe: Recipe) -> str:
