@@ -19,6 +19,7 @@ from apps.options import (
     Greedy,
     Json,
     Limit,
+    Link,
     LowLatency,
     MaxFrames,
     MaxNew,
@@ -76,8 +77,9 @@ def export(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="BUNDLE", help="Folder to write.")] = None,
     profile: Annotated[Profile, typer.Option(help="Where it will run: fp32 for cpu, fp16 for cuda.")] = "cpu",
     standalone: Annotated[
-        bool, typer.Option("--standalone", help="Copy all weights, so that the bundle needs no checkpoint beside it.")
+        bool, typer.Option("--standalone", help="Copy the weights alone, also where whole files could be cloned.")
     ] = False,
+    link: Link = False,
     force: Force = False,
     recipe: Annotated[
         str | None,
@@ -101,6 +103,7 @@ def export(
     from quant.scheme import read_recipe
     from runtime.bundle_writer import refuse_target
 
+    refuse_both(standalone, link)
     if out is None and not dry_run:
         raise EdgeOmniError("where to? name the bundle with -o BUNDLE, or see the plan with --dry-run")
     if out is not None and not dry_run:
@@ -118,10 +121,10 @@ def export(
     total = smaller.bytes_now if smaller else sum(row.bytes_after for row in planned.graphs)
     with tables.progress(total, quiet=as_json) as step:
         if smaller is None:
-            manifest = convert.write(planned, out, standalone, force, random, step)
+            manifest = convert.write(planned, out, standalone, force, random, step, link)
         else:
-            manifest = quantization.write(smaller, out, standalone, force, step, threads, calibrating)
-    return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+            manifest = quantization.write(smaller, out, standalone, force, step, threads, calibrating, link)
+    return emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest, link)
 
 
 @app.command()
@@ -135,8 +138,10 @@ def quantize(
     calibration: CalibrationFile = None,
     partial_calibration: PartialCalibration = False,
     standalone: Annotated[
-        bool, typer.Option("--standalone", help="Copy weights that stay floats instead of linking their files.")
+        bool,
+        typer.Option("--standalone", help="Copy weights that stay floats, also where whole files could be cloned."),
     ] = False,
+    link: Link = False,
     force: Force = False,
     threads: Workers = 0,
     as_json: Json = False,
@@ -148,11 +153,12 @@ def quantize(
     from quant.scheme import read_recipe
     from runtime.bundle import read_bundle
 
+    refuse_both(standalone, link)
     calibrating = read_calibrating(calibration, partial_calibration)
     total = sum(graph.weight_bytes for graph in read_bundle(bundle).graphs.values())
     with tables.progress(total, quiet=as_json) as step:
-        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step, threads, calibrating)
-    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+        manifest = run(bundle, out, read_recipe(recipe), standalone, force, step, threads, calibrating, link)
+    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest, link)
 
 
 @app.command("quantize-cache")
@@ -161,7 +167,10 @@ def quantize_cache(
     out: Annotated[Path, typer.Option("-o", "--out", metavar="BUNDLE", help="Folder to write.")],
     calibration: CalibrationFile = None,
     partial_calibration: PartialCalibration = False,
-    standalone: Annotated[bool, typer.Option("--standalone", help="Copy the weights instead of linking them.")] = False,
+    standalone: Annotated[
+        bool, typer.Option("--standalone", help="Copy the weights, also where they could be cloned.")
+    ] = False,
+    link: Link = False,
     force: Force = False,
     threads: Threads = 0,
     as_json: Json = False,
@@ -172,10 +181,11 @@ def quantize_cache(
     from quant.examples import read_calibrating
     from runtime.session import Options
 
+    refuse_both(standalone, link)
     calibrating = read_calibrating(calibration, partial_calibration)
     with tables.waiting("reading conversations", quiet=as_json):
-        manifest = run(bundle, out, calibrating, standalone, force, Options(threads=threads))
-    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest)
+        manifest = run(bundle, out, calibrating, standalone, force, Options(threads=threads), link)
+    emit(tables.bundle_record(out, manifest)) if as_json else tables.show_written(out, manifest, link)
 
 
 @app.command()
@@ -526,6 +536,11 @@ def doctor(as_json: Json = False) -> None:
     raise typer.Exit(0 if not found.problems else 1)
 
 
+def refuse_both(standalone: bool, link: bool) -> None:
+    if standalone and link:
+        raise EdgeOmniError("--standalone and --link exclude each other: the one copies, the other does not")
+
+
 def could_be_folder(argument: str) -> bool:
     """Whether the only argument names a bundle rather than says something: it exists, or is spelled as a path."""
     rooted = argument.startswith(("/", "./", "../", "~/"))
@@ -557,7 +572,7 @@ def open_engine(bundle: Path, threads: int, compat: Compat, no_cache: bool):
 
 def packed_weights() -> Path | None:
     """Where packed weights are kept; says on stderr if there is no place for them."""
-    from apps.doctor import cache_folder
+    from runtime.files import cache_folder
 
     try:
         return cache_folder()

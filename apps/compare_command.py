@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from apps import tables
-from apps.doctor import cache_folder, examine
+from apps.doctor import examine
 from apps.report import findings, report
 from apps.report.beside import beside, read_reports
 from apps.report.beside import refuse_unlike as refuse_others
@@ -26,6 +26,7 @@ from quant.limits import Limits
 from quant.observe import Observed
 from runtime.bundle import read_bundle
 from runtime.errors import EdgeOmniError
+from runtime.files import cache_folder
 from runtime.session import Options
 
 SHOWN = ("text.kl", "text.top1", "text.rms_delta_p", "text.perplexity_ratio", "codes.kl", "codes.top1", "answers.exact",

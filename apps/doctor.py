@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import EdgeOmniError
+from runtime.files import cache_folder
 
 WHEELS = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 PACKAGES = ("edgeomni", "numpy", "tokenizers", "pillow", "soundfile", "pydantic")
@@ -117,22 +118,6 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
-
-
-def cache_folder() -> Path:
-    """Where weights in the kernels' own layout are kept: $XDG_CACHE_HOME/edgeomni, else ~/.cache/edgeomni.
-
-    Raises EdgeOmniError where neither variable nor home folder says where that is.
-    """
-    place = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not place.is_absolute():
-        try:
-            place = Path.home() / ".cache"
-        except RuntimeError:
-            raise EdgeOmniError("this user has no home folder; set HOME or XDG_CACHE_HOME to a folder") from None
-    if not place.is_absolute():  # HOME may hold anything
-        raise EdgeOmniError(f"HOME is {str(place.parent)!r}, expected a whole path; set HOME or XDG_CACHE_HOME")
-    return place / "edgeomni"
 
 
 def folder_bytes(folder: Path) -> int:

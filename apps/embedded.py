@@ -4,10 +4,9 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
-from apps.doctor import cache_folder
 from runtime.bundle import sha256_of
 from runtime.errors import EdgeOmniError
-from runtime.files import is_file
+from runtime.files import cache_folder, is_file
 
 CHECKPOINT = Path(__file__).parents[1] / "export" / "nano" / "checkpoint"
 RECIPE = "int8"

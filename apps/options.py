@@ -46,6 +46,14 @@ CalibrationFile = Annotated[
 PartialCalibration = Annotated[
     bool, typer.Option("--partial-calibration", help="Calibrate also on turns that never let the model hear or see.")
 ]
+Link = Annotated[
+    bool,
+    typer.Option(
+        "--link",
+        help="Hard-link weight files that stay as they are instead of copying them; the bundle opens no more when the "
+        "originals were written to.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace the bundle that is already there.")]
 
 

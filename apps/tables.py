@@ -121,12 +121,24 @@ def bundle_record(folder: Path, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def show_written(folder: Path, manifest: Manifest) -> None:
+def show_written(folder: Path, manifest: Manifest, link: bool) -> None:
     if manifest.quantization is not None:
         _show_quantization(manifest, manifest.quantization)
     weights = size(manifest.weight_bytes)
     line(f"{folder}: {manifest.family} for {manifest.profile}, {len(manifest.graphs)} graphs, {weights} of weights.")
+    if link:
+        line(_what_was_linked(manifest))
     line(f"Next: edgeomni verify {folder}; edgeomni chat {folder}")
+
+
+def _what_was_linked(manifest: Manifest) -> str:
+    linked = [file for file in manifest.files if file.linked is not None]
+    if not linked:
+        return (
+            "Nothing was linked: no file holds the weights as the bundle needs them, or it is on another file system."
+        )
+    names, nbytes = ", ".join(file.path for file in linked), sum(file.nbytes for file in linked)
+    return f"Hard-linked, {size(nbytes)}: {names}. If the original is written to, the bundle is no longer opened."
 
 
 def show_bundle(folder: Path, manifest: Manifest) -> None:

@@ -13,12 +13,22 @@ from export.families.family import Blueprint
 from export.families.registry import read_family
 from export.graph import Subgraph, static_shape
 from export.problems import refuse
-from export.streamed import fill, worth_linking
+from export.streamed import fill, worth_sharing
 from export.tokenizer_files import known_tokens
 from export.weights import WeightStore
-from runtime.bundle import File, Graph, Manifest, Profile, Source, describe_file, write_manifest
+from runtime.bundle import (
+    MANIFEST,
+    File,
+    Graph,
+    Manifest,
+    Profile,
+    Source,
+    describe_file,
+    write_manifest,
+)
 from runtime.bundle_writer import refuse_target, require_space, writing
 from runtime.float_bundle import FloatBundle
+from runtime.shared_files import share
 
 TOKENIZER = "tokenizer.json"
 Progress = Callable[[str, int], None]  # (graph that was written, bytes of its weights)
@@ -104,15 +114,18 @@ def export(
     force: bool = False,
     random: bool = False,
     progress: Progress = lambda name, nbytes: None,
+    link: bool = False,
 ) -> Manifest:
     """Export the checkpoint at `path` into the bundle `out`; whole or not at all.
 
-    Without `standalone`, tensors that need no change stay in the checkpoint's own files, hard-linked into the bundle.
+    Files of the checkpoint that hold most of their tensors as the bundle needs them are cloned where the file system
+    can, which takes no room; else, and with `standalone`, the tensors are copied. With `link` such files are the
+    checkpoint's own, hard-linked, and if it is saved again in place the bundle opens no more.
     `force` replaces a bundle that is already there; any other folder is never replaced. `random` marks weights that
     were never trained. EdgeOmniError if the target exists, the disk is too small or the checkpoint cannot be exported.
     """
     refuse_target(out, force)
-    return write(plan(path, profile), out, standalone, force, random, progress)
+    return write(plan(path, profile), out, standalone, force, random, progress, link)
 
 
 def write(
@@ -122,25 +135,36 @@ def write(
     force: bool = False,
     random: bool = False,
     progress: Progress = lambda name, nbytes: None,
+    link: bool = False,
 ) -> Manifest:
     """Write a planned export into the bundle `out`; the arguments and errors are those of `export`."""
     refuse_target(out, force)
     with writing(out) as folder:
-        require_space(out.parent, planned.bytes_after)
-        return _write(planned, folder, standalone, random, progress)
+        for subgraph in planned.blueprint.subgraphs:
+            fill(subgraph, planned.blueprint.tensors)
+        worth = {} if standalone else worth_sharing(planned.blueprint.subgraphs)
+        shared = share(sorted(worth), folder, link, own_names(planned))
+        require_space(out.parent, planned.bytes_after - sum(worth[file] for file in shared))
+        return _write(planned, folder, shared, link, random, progress)
 
 
-def _write(planned: Plan, folder: Path, standalone: bool, random: bool, progress: Progress) -> Manifest:
+def own_names(planned: Plan) -> set[str]:
+    """What the bundle's own files are called."""
+    return {MANIFEST, TOKENIZER, *(row.name + ending for row in planned.graphs for ending in (".onnx", ".data"))}
+
+
+def _write(
+    planned: Plan, folder: Path, shared: dict[Path, str], link: bool, random: bool, progress: Progress
+) -> Manifest:
     blueprint, graphs = planned.blueprint, {}
-    for subgraph in blueprint.subgraphs:
-        fill(subgraph, blueprint.tensors)
-    linked = frozenset() if standalone else worth_linking(blueprint.subgraphs)
-    store = WeightStore(folder, blueprint.tensors, linked)
+    store = WeightStore(folder, blueprint.tensors, shared)
     for subgraph, row in zip(blueprint.subgraphs, planned.graphs, strict=True):
         graphs[subgraph.name] = _graph(planned, subgraph, row, store.write(subgraph))
         progress(subgraph.name, row.bytes_after)
     (folder / TOKENIZER).write_bytes(blueprint.tokenizer_json.encode())
-    files = tuple(describe_file(folder, name) for name in sorted(path.name for path in folder.iterdir()))
+    linked = set(shared.values()) if link else set()
+    names = sorted(path.name for path in folder.iterdir())
+    files = tuple(describe_file(folder, name, name in linked) for name in names)
     manifest = _manifest(planned, graphs, files, random)
     write_manifest(folder, manifest)
     return manifest

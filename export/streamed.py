@@ -131,12 +131,16 @@ def fill(subgraph: Subgraph, tensors: Mapping[str, LazyTensor]) -> None:
         value.const_value = tensor if tensor.nbytes >= SMALL else ir.tensor(tensor.numpy(), name=value.name)
 
 
-def worth_linking(subgraphs: Iterable[Subgraph]) -> frozenset[Path]:
-    """Shards of which filled graphs use at least half the bytes as they lie; a link keeps the whole file alive."""
+def worth_sharing(subgraphs: Iterable[Subgraph]) -> dict[Path, int]:
+    """Shards of which filled graphs use at least half the bytes as they lie, and how many those are.
+
+    A bundle that shares one has it whole.
+    """
     usable: dict[Path, dict[str, int]] = {}
     for graph in subgraphs:
         for value in graph.model.graph.initializers.values():
             tensor = value.const_value.lying if isinstance(value.const_value, StreamedTensor) else None
             if tensor is not None:
                 usable.setdefault(tensor.file, {})[tensor.key] = tensor.nbytes
-    return frozenset(file for file, sizes in usable.items() if 2 * sum(sizes.values()) >= file.stat().st_size)
+    sums = {file: sum(sizes.values()) for file, sizes in usable.items()}
+    return {file: nbytes for file, nbytes in sums.items() if 2 * nbytes >= file.stat().st_size}

@@ -1,4 +1,4 @@
-"""Checkpoint tensors into the initializers of a graph: linked where the bytes fit as they lie, else written once."""
+"""Checkpoint tensors into the initializers of a graph: shared where the bytes fit as they lie, else written once."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,22 +10,21 @@ import onnx_ir as ir
 from export.graph import Subgraph, static_shape
 from export.lazy_tensor import LazyTensor
 from export.streamed import StreamedTensor, fill
-from runtime.bundle_writer import SMALL, Place, append, append_pieces, link
+from runtime.bundle_writer import SMALL, Place, append, append_pieces
 
 
 @dataclass
 class WeightStore:
     """The weight files of one bundle in the making. A tensor that two graphs share is stored once.
 
-    Tensors of the shards in `linked` whose stored form is the wanted one are not copied: the shard is hard-linked into
-    the bundle (ONNX Runtime refuses symbolic links that leave the folder) and initializers point into it.
+    Tensors of the shards in `shared` whose stored form is the wanted one are not copied: the bundle has the shard
+    whole, under the name that `shared` gives it, and initializers point into that.
     """
 
     folder: Path
     tensors: Mapping[str, LazyTensor]
-    linked: frozenset[Path] = frozenset()
+    shared: Mapping[Path, str] = field(default_factory=dict)
     places: dict[tuple[str, str], Place] = field(default_factory=dict)
-    _links: dict[Path, str | None] = field(default_factory=dict)
 
     def write(self, subgraph: Subgraph) -> tuple[str, ...]:
         """Fill every parameter of `subgraph`, save NAME.onnx, and return the weight files that it uses."""
@@ -49,21 +48,15 @@ class WeightStore:
 
     def _place(self, tensor: StreamedTensor, out: BinaryIO, name: str) -> Place:
         if tensor.key not in self.places:
-            linked = self._linked(tensor.lying)
-            self.places[tensor.key] = linked or append_pieces(out, name, tensor.nbytes, tensor.pieces())
+            shared = self._shared(tensor.lying)
+            self.places[tensor.key] = shared or append_pieces(out, name, tensor.nbytes, tensor.pieces())
         return self.places[tensor.key]
 
-    def _linked(self, tensor: LazyTensor | None) -> Place | None:
-        """The place of a stored tensor in its hard-linked shard, if it is taken as it lies."""
-        if tensor is None or tensor.file not in self.linked:
+    def _shared(self, tensor: LazyTensor | None) -> Place | None:
+        """The place of a stored tensor in its shard, if the bundle has that and the tensor is taken as it lies."""
+        if tensor is None or tensor.file not in self.shared:
             return None
-        name = self._link(tensor.file)
-        return None if name is None else Place(name, tensor.offset, tensor.nbytes)
-
-    def _link(self, file: Path) -> str | None:
-        if file not in self._links:
-            self._links[file] = link(file, self.folder)
-        return self._links[file]
+        return Place(self.shared[tensor.file], tensor.offset, tensor.nbytes)
 
     def _point(self, value: ir.Value, place: Place) -> None:
         assert value.dtype is not None

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from quant.attention import remember_in_8_bits
 from quant.examples import BUILT_IN, Calibrating, conversation
 from quant.rewrite import open_graph, save_graph
-from runtime.bundle import Graph, Manifest, Port, describe_file, write_manifest
-from runtime.bundle_writer import link, refuse_target, writing
+from runtime.bundle import MANIFEST, File, Graph, Manifest, Port, describe_file, write_manifest
+from runtime.bundle_writer import refuse_target, require_space, writing
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.session import Options
+from runtime.shared_files import share
 
 DECODER = "decoder"
 LARGEST = 127  # code; -128 is left out, so that both signs reach as far
@@ -45,11 +46,14 @@ def quantize_cache(
     standalone: bool = False,
     force: bool = False,
     options: Options | None = None,
+    link: bool = False,
 ) -> Manifest:
     """Write `bundle`, whose weights may be quantized or not, into the bundle `out` with a cache of int8.
 
-    Without `standalone` its files are hard-linked. `force` replaces a bundle that is already there. EdgeOmniError if
-    its cache is int8 already, it is for another provider than the CPU, or the calibration turns do not fit it.
+    Its files are cloned where the file system can, which takes no room; else, and with `standalone`, copied. With
+    `link` they are those of `bundle`, hard-linked, and if they are written to in place this one opens no more. `force`
+    replaces a bundle that is already there. EdgeOmniError if its cache is int8 already, it is for another provider than
+    the CPU, or the calibration turns do not fit it.
     """
     refuse_target(out, force)
     if out.resolve() == bundle.resolve():
@@ -58,7 +62,7 @@ def quantize_cache(
     refuse(bundle, engine.manifest)
     met = meet(engine, calibrating)
     with writing(out) as folder:
-        return write(bundle, folder, engine.manifest, met, standalone)
+        return write(bundle, folder, engine.manifest, met, standalone, link)
 
 
 def refuse(bundle: Path, manifest: Manifest) -> None:
@@ -95,23 +99,33 @@ def scales(peaks: NDArray[np.float32]) -> NDArray[np.float32]:
     return (np.maximum(ROOM * peaks, LEAST) / LARGEST).astype(np.float32)[None, :, None]
 
 
-def write(bundle: Path, folder: Path, manifest: Manifest, met: Met, standalone: bool) -> Manifest:
+def write(bundle: Path, folder: Path, manifest: Manifest, met: Met, standalone: bool, link: bool) -> Manifest:
     graph = manifest.graphs[DECODER]
     model = open_graph(bundle / graph.file)
     remember_in_8_bits(model, {name: scales(largest) for name, largest in met.peaks.items()})
     save_graph(model, folder / graph.file)
-    for file in manifest.files:
-        if file.path != graph.file and (standalone or link(bundle / file.path, folder) is None):
-            shutil.copyfile(bundle / file.path, folder / file.path)
-    changed = describe_file(folder, graph.file)
+    kept = _taken_over(bundle, folder, [file for file in manifest.files if file.path != graph.file], standalone, link)
     manifest = replace(
         manifest,
         cache=replace(manifest.cache, dtype="int8", calibrated_positions=met.positions),
         graphs={**manifest.graphs, DECODER: with_int8_cache(graph)},
-        files=tuple(changed if file.path == graph.file else file for file in manifest.files),
+        files=tuple(kept.get(file.path) or describe_file(folder, file.path) for file in manifest.files),
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _taken_over(bundle: Path, folder: Path, files: list[File], standalone: bool, link: bool) -> dict[str, File]:
+    """Bring files of one bundle, unchanged, into another; how they are described there, by their paths."""
+    worth = [] if standalone else [bundle / file.path for file in files if "/" not in file.path]
+    shared = share(worth, folder, link, {MANIFEST, DECODER + ".onnx"})
+    copied = [file for file in files if bundle / file.path not in shared]
+    require_space(folder, sum(file.nbytes for file in copied))
+    for file in copied:
+        (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle / file.path, folder / file.path)
+    linked = {file.path for file in files if link and file not in copied}
+    return {file.path: describe_file(folder, file.path, file.path in linked) for file in files}
 
 
 def with_int8_cache(graph: Graph) -> Graph:

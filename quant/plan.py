@@ -1,6 +1,6 @@
 """What a recipe makes of each weight of a bundle, decided before anything is read or written."""
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -96,17 +96,17 @@ class Plan:
                     seen.add(item.key)
                     yield item
 
-    def worth_linking(self) -> frozenset[Path]:
-        """Weight files of which at least half stays as it is; a link keeps the whole file alive."""
+    def worth_sharing(self) -> frozenset[Path]:
+        """Weight files of which at least half stays as it is; a bundle that shares one has it whole."""
         kept: dict[Path, int] = {}
         for item in self.decided:
             if not item.smaller and item.weight.file is not None:
                 kept[item.weight.file] = kept.get(item.weight.file, 0) + item.weight.nbytes
         return frozenset(file for file, nbytes in kept.items() if 2 * nbytes >= file.stat().st_size)
 
-    def bytes_after(self, linked: frozenset[Path] = frozenset()) -> int:
-        """Bytes of weights to be written when those in the `linked` files are not copied."""
-        written = (item for item in self.decided if item.smaller or item.weight.file not in linked)
+    def bytes_after(self, shared: Collection[Path] = ()) -> int:
+        """Bytes of weights to be written when those in the `shared` files are not copied."""
+        written = (item for item in self.decided if item.smaller or item.weight.file not in shared)
         return sum(item.bytes_after(self.manifest.profile) for item in written)
 
 
@@ -140,7 +140,7 @@ def plan(bundle: FloatBundle, recipe: Recipe) -> Plan:
     every = [item for graph in graphs for item in graph.decided]
     problems = [*_misnamed(every, recipe), *_undivided(every, recipe), *_unfit_for(manifest.profile, every)]
     if bundle.folder is not None:
-        problems += _outside(every, bundle.folder.resolve())
+        problems += _outside(every, {(bundle.folder / file.path).resolve() for file in manifest.files})
     if not problems and not any(item.smaller for item in every):
         problems.append(_nothing(every, recipe))
     if problems:
@@ -230,10 +230,10 @@ def _off_cuda(scheme: Scheme) -> bool:
     return not scheme.symmetric or scheme.group_size != CUDA_GROUP or scheme.bits == 2
 
 
-def _outside(every: Iterable[Decided], folder: Path) -> Iterator[str]:
-    """Weights that a graph takes from a file which is not the bundle's own."""
+def _outside(every: Iterable[Decided], listed: Collection[Path]) -> Iterator[str]:
+    """Weights that a graph takes from a file which the manifest does not vouch for."""
     for item in every:
-        if item.weight.file is not None and not item.weight.file.resolve().is_relative_to(folder):
+        if item.weight.file is not None and item.weight.file.resolve() not in listed:
             yield f"{item.weight.name} lies in {item.weight.file}, outside the bundle; export it again"
 
 

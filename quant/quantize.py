@@ -48,16 +48,17 @@ from runtime.bundle_writer import (
     append,
     append_pieces,
     drafting,
-    link,
     refuse_target,
     require_space,
 )
 from runtime.errors import EdgeOmniError
 from runtime.integers import Form
 from runtime.journal import Journal
+from runtime.shared_files import share
 
 Progress = Callable[[str, int], None]  # (weight that was stored, bytes that it had as floats)
 
+QUANTIZED = "{}.quantized.data"  # of a graph that has a file of the usual name already, taken over whole
 SLAB = 1 << 16  # values that are quantized at once, so that they stay in the cache; rows do not depend on each other
 SOLVED = 1 << 21  # the same for a method that takes one column after the other
 
@@ -71,20 +72,23 @@ def quantize(
     progress: Progress = lambda name, nbytes: None,
     threads: int = 0,
     calibrating: Calibrating = BUILT_IN,
+    link: bool = False,
 ) -> Manifest:
     """Quantize the float bundle `bundle` by `recipe` into the bundle `out`; whole or not at all.
 
     Memory holds some slabs of one weight, two for each of `threads` (0: as many as there are cores), and the scales of
     that weight. The same bundle and recipe give the same bytes, with any number of threads.
-    Without `standalone`, files whose weights mostly stay floats are hard-linked from `bundle`. `force` replaces a
-    bundle that is already there. A run that is killed leaves a draft beside `out`, and the same run once more goes on
-    at the last finished weight, to the same bytes; an error leaves nothing. EdgeOmniError says everything that is
-    wrong with bundle and recipe, or names the weight that holds NaN or infinity.
+    Files whose weights mostly stay floats are cloned where the file system can, which takes no room; else, and with
+    `standalone`, those weights are copied. With `link` such files are hard-linked: those of `bundle`, and if they are
+    written to in place this one opens no more. `force` replaces a bundle that is already there. A run that is killed
+    leaves a draft beside `out`, and the same run once more goes on at the last finished weight, to the same bytes; an
+    error leaves nothing. EdgeOmniError says everything that is wrong with bundle and recipe, or names the weight that
+    holds NaN or infinity.
     """
     if out.resolve() == bundle.resolve():
         raise EdgeOmniError(f"{out} is the float bundle itself; name another folder for the quantized one")
     refuse_target(out, force)
-    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress, threads, calibrating)
+    return write(plan(open_bundle(bundle), recipe), out, standalone, force, progress, threads, calibrating, link)
 
 
 def write(
@@ -95,6 +99,7 @@ def write(
     progress: Progress = lambda name, nbytes: None,
     threads: int = 0,
     calibrating: Calibrating = BUILT_IN,
+    link: bool = False,
 ) -> Manifest:
     """Write a planned quantization into the bundle `out`; the arguments and errors are those of `quantize`.
 
@@ -102,13 +107,19 @@ def write(
     """
     refuse_target(out, force)
     refuse_unreached(planned, calibrating)
-    linked = frozenset() if standalone else planned.worth_linking()
-    with drafting(out, job(planned, standalone, calibrating)) as draft:
-        require_space(out.parent, planned.bytes_after(linked) - draft.bytes_written())
-        links = {file: link(file, draft.folder) for file in sorted(linked)}
+    worth = frozenset() if standalone else planned.worth_sharing()
+    with drafting(out, job(planned, standalone, calibrating, link)) as draft:
+        shared = share(sorted(worth), draft.folder, link, own_names(planned))
+        require_space(out.parent, planned.bytes_after(shared) - draft.bytes_written(shared.values()))
         calibration = calibrating_in(draft, planned, calibrating) if planned.calibrated else None
-        writer = Writer(planned, draft.folder, draft.journal, links, threads or cores(), calibration)
-        return writer.write(progress, standalone)
+        writer = Writer(planned, draft.folder, draft.journal, shared, link, threads or cores(), calibration)
+        return writer.write(progress)
+
+
+def own_names(planned: Plan) -> set[str]:
+    """What the bundle's own files are called, those beside shared ones included."""
+    graphs = {graph.graph.file for graph in planned.graphs}
+    return {MANIFEST, *planned.bundle.others, *graphs, *(QUANTIZED.format(graph.name) for graph in planned.graphs)}
 
 
 def calibrating_in(draft: Draft, planned: Plan, calibrating: Calibrating) -> Calibration:
@@ -121,7 +132,7 @@ def calibrating_in(draft: Draft, planned: Plan, calibrating: Calibrating) -> Cal
     return Calibration(examples, Unfinished(draft.folder, planned.manifest, tokenizer), draft.work, draft.journal)
 
 
-def job(planned: Plan, standalone: bool, calibrating: Calibrating = BUILT_IN) -> dict[str, Any]:
+def job(planned: Plan, standalone: bool, calibrating: Calibrating = BUILT_IN, link: bool = False) -> dict[str, Any]:
     """All that decides about the bytes, so that a run goes on only with what its like began."""
     states = [(file.resolve(), file.stat()) for file in planned.bundle.sources]
     return {
@@ -130,6 +141,7 @@ def job(planned: Plan, standalone: bool, calibrating: Calibrating = BUILT_IN) ->
         "sources": [[str(file), state.st_size, state.st_mtime_ns] for file, state in states],
         "recipe": [planned.recipe.name, planned.recipe.text],
         "standalone": standalone,
+        "link": link,
         "calibration": calibrating.fingerprint() if planned.calibrated else None,
     }
 
@@ -145,17 +157,18 @@ class Writer:
     plan: Plan
     folder: Path
     journal: Journal
-    links: dict[Path, str | None]  # files of the float bundle, and what a link to them is called here
+    shared: dict[Path, str]  # files that the bundle takes over whole, and what they are called here
+    link: bool  # they are the original ones
     threads: int = 1
     calibration: Calibration | None = None
     kept: dict[Hashable, Place] = field(default_factory=dict)
     matrices: dict[Hashable, Matrix] = field(default_factory=dict)
     orders: dict[object, Place] = field(default_factory=dict)  # of columns
 
-    def write(self, progress: Progress, standalone: bool) -> Manifest:
+    def write(self, progress: Progress) -> Manifest:
         rows = [self._write_graph(graph, progress) for graph in self.plan.graphs]
         manifest, recipe = self.plan.manifest, self.plan.recipe
-        self._carry_over(standalone)
+        self._carry_over()
         manifest = replace(
             manifest,
             graphs={graph.name: row for graph, row in zip(self.plan.graphs, rows, strict=True)},
@@ -172,8 +185,8 @@ class Writer:
 
     def _write_graph(self, planned: PlannedGraph, progress: Progress) -> Graph:
         name = f"{planned.name}.data"
-        if name in self.links.values():
-            name = f"{planned.name}.quantized.data"
+        if name in self.shared.values():
+            name = QUANTIZED.format(planned.name)
         with self.journal.append_to(self.folder / name) as out:
             for item, solve in self._in_turn(planned):
                 self._store(item, planned, out, name, solve)
@@ -254,21 +267,21 @@ class Writer:
         return place
 
     def _keep(self, weight: Weight, out: BinaryIO, name: str, label: str) -> Place:
-        linked = None if weight.file is None else self.links.get(weight.file)
-        if linked is not None:
-            return Place(linked, weight.offset, weight.nbytes)
+        shared = None if weight.file is None else self.shared.get(weight.file)
+        if shared is not None:
+            return Place(shared, weight.offset, weight.nbytes)
         if found := self.journal.recall(label):
             return Place(*found)
         place = append_pieces(out, name, weight.nbytes, slabs(weight))
         self.journal.record(label, astuple(place), out)
         return place
 
-    def _carry_over(self, standalone: bool) -> None:
+    def _carry_over(self) -> None:
         """The files that belong to no graph: the tokenizer."""
         for name, content in self.plan.bundle.others.items():
             if isinstance(content, bytes):
                 (self.folder / name).write_bytes(content)
-            elif standalone or link(content, self.folder) is None:
+            else:
                 shutil.copyfile(content, self.folder / name)
 
     def _names(self) -> Iterator[str]:
@@ -276,9 +289,7 @@ class Writer:
         yield from (path.name for path in self.folder.iterdir() if path.name != MANIFEST)
 
     def _describe(self, name: str) -> File:
-        """A linked file has the checksum that it was listed with."""
-        listed = {file.path: file for file in self.plan.manifest.files if file.path in self.links.values()}
-        return listed.get(name) or describe_file(self.folder, name)
+        return describe_file(self.folder, name, linked=self.link and name in self.shared.values())
 
     def _quantized_rows(self) -> Iterator[QuantizedWeight]:
         for graph in self.plan.graphs:

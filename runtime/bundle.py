@@ -1,7 +1,7 @@
 """The contract between the exporters and the device: what a bundle's manifest says, and how one is read and written."""
 
-import hashlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -10,6 +10,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from runtime.errors import BundleError
+from runtime.files import sha256_of
+from runtime.vouched import holds, sample_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -21,6 +23,7 @@ DType = Literal["float32", "float16", "int64", "int32", "int8", "uint8", "bool"]
 CACHE_BYTES: dict[DType, int] = {"int8": 1, "float16": 2, "float32": 4}  # of a value of the cache
 Profile = Literal["cpu", "cuda"]
 Count = Annotated[int, Field(gt=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 def _inside(path: str) -> str:
@@ -43,10 +46,24 @@ class Port:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Linked:
+    """What a file was when the bundle was written that shares it, by a hard link, with what the bundle was made from.
+
+    Who saves that again in place changes the bundle. As long as inode, time and the `sample` of its content are these,
+    nobody has.
+    """
+
+    inode: Annotated[int, Field(ge=0)]
+    mtime_ns: int
+    sample: Sha256  # vouched.sample_of
+
+
+@dataclass(frozen=True, config=STRICT)
 class File:
     path: RelativePath
     nbytes: Annotated[int, Field(ge=0)]
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
+    linked: Linked | None = None  # None: the bundle's own
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -346,36 +363,75 @@ def is_bundle(folder: Path) -> bool:
 
 
 def read_bundle(folder: Path) -> Manifest:
-    """Read and check `folder`/manifest.json; the files it names must exist with the size it gives (BundleError)."""
+    """Read and check `folder`/manifest.json; the files it names must exist with the size it gives (BundleError).
+
+    Contents are not read, but for files that the bundle does not have to itself: one that a link leads to, as in a
+    hub's cache, must have the manifest's checksum, and one that is hard-linked must be what it was.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}; make one with `edgeomni export CHECKPOINT -o BUNDLE`"
         )
     manifest = parse_manifest(path.read_bytes(), str(path))
+    if changed := [file.path for file in manifest.files if file.linked and not _as_linked(folder / file.path, file)]:
+        raise BundleError(
+            f"{', '.join(changed)} of the bundle {folder} is hard-linked from what the bundle was made from, and has "
+            "been changed since the export; export it again, without --link for files of its own"
+        )
     wrong = list(_missing_or_cut(folder, manifest))
     if wrong:
         raise BundleError(f"the bundle {folder} is not whole:\n" + "\n".join(wrong) + "\nexport it again")
     return manifest
 
 
+def _as_linked(path: Path, file: File) -> bool:
+    """Whether a hard-linked file is what it was, or a copy of that. One that is no regular file is not judged here."""
+    assert file.linked is not None
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            return True
+        same = (state.st_ino, state.st_mtime_ns) == (file.linked.inode, file.linked.mtime_ns)
+        if state.st_size != file.nbytes:
+            return False
+        return (same and sample_of(path) == file.linked.sample) or holds(path, file.sha256)
+    except OSError:
+        return True
+
+
 def _missing_or_cut(folder: Path, manifest: Manifest) -> Iterator[str]:
     root = folder.resolve()
     listed = {f.path for f in manifest.files}
     for file in manifest.files:
-        path = (folder / file.path).resolve()
-        if not path.is_relative_to(root):
-            yield f"  {file.path}: leads outside the bundle, to {path}"
-        elif not path.is_file():
-            yield f"  {file.path}: missing"
-        elif path.stat().st_size != file.nbytes:
-            yield f"  {file.path}: {path.stat().st_size} bytes, expected {file.nbytes}"
+        if problem := _wrong_with(folder / file.path, file, root):
+            yield f"  {file.path}: {problem}"
     for name, graph in manifest.graphs.items():
         for used in (graph.file, *graph.weights):
             if used not in listed:
                 yield f"  {used}: used by graph {name} but not listed with a checksum"
     if manifest.tokenizer not in listed:
         yield f"  {manifest.tokenizer}: the tokenizer is not listed with a checksum"
+
+
+def _wrong_with(path: Path, file: File, root: Path) -> str | None:
+    """Why `path` cannot be the file of that description in the bundle `root`; None if it can."""
+    try:
+        target = path.resolve(strict=True)
+        state = target.stat()
+        if not stat.S_ISREG(state.st_mode):
+            return "no regular file"
+        if state.st_size != file.nbytes:
+            return f"{state.st_size} bytes, expected {file.nbytes}"
+        if not target.is_relative_to(root) and not holds(target, file.sha256):
+            return f"leads outside the bundle, to {target}, which does not have its checksum"
+    except FileNotFoundError:
+        return "a link to a file that is not there" if path.is_symlink() else "missing"
+    except RuntimeError:  # so Python before 3.13 calls links that lead to each other
+        return "a link that leads back to itself"
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    return None
 
 
 def altered_files(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -385,13 +441,11 @@ def altered_files(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield file.path
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def describe_file(folder: Path, path: str) -> File:
-    return File(path=path, nbytes=(folder / path).stat().st_size, sha256=sha256_of(folder / path))
+def describe_file(folder: Path, path: str, linked: bool = False) -> File:
+    """Size and checksum of a bundle's file and, if it is `linked` from what the bundle is made from, what it is now."""
+    state = (folder / path).stat()  # first: what is written later has another time
+    sample = Linked(state.st_ino, state.st_mtime_ns, sample_of(folder / path)) if linked else None
+    return File(path=path, nbytes=state.st_size, sha256=sha256_of(folder / path), linked=sample)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

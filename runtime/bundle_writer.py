@@ -1,9 +1,8 @@
 """Writing a bundle: beside its target, whole or not at all; its weights where ONNX Runtime can map them into memory."""
 
 import fcntl
-import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,20 +50,6 @@ def align(out: BinaryIO, nbytes: int) -> int:
     return offset
 
 
-def link(file: Path, folder: Path) -> str | None:
-    """Give `file` a second name in the bundle (ONNX Runtime refuses symbolic links that leave the folder).
-
-    Returns that name, or None on another file system or one without hard links: then it must be copied.
-    """
-    place = folder / file.name
-    try:
-        if not (place.exists() and place.samefile(file)):  # a killed run may have linked it already
-            os.link(file.resolve(), place)
-    except OSError:
-        return None
-    return file.name
-
-
 def refuse_target(out: Path, force: bool) -> None:
     """EdgeOmniError if `out` holds anything but a bundle that may be replaced, or lies in another bundle."""
     for folder in out.resolve().parents:
@@ -93,10 +78,9 @@ class Draft:
     work: Path
     journal: Journal
 
-    def bytes_written(self) -> int:
-        """Bytes that are in the folder already, those of linked files left out."""
-        states = [path.stat() for path in self.folder.iterdir()]
-        return sum(state.st_size for state in states if state.st_nlink == 1)
+    def bytes_written(self, shared: Collection[str] = ()) -> int:
+        """Bytes that are in the folder already; the files called `shared` have none of their own."""
+        return sum(path.stat().st_size for path in self.folder.iterdir() if path.name not in shared)
 
 
 @contextmanager

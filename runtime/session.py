@@ -184,7 +184,30 @@ def open_ort(folder: Path, graph: Graph, options: Options) -> ort.InferenceSessi
     """Open the graph's file, from the prepacked copy of this machine where there is one or one may be made."""
     if options.provider == "cpu" and options.prepack_cache is not None and graph.weights:
         return _open_prepacked(folder, graph, options)
-    return _open(folder / graph.file, options, options.session_options())
+    return _open_graph(folder, graph, options, options.session_options())
+
+
+def _open_graph(
+    folder: Path, graph: Graph, options: Options, session_options: ort.SessionOptions
+) -> ort.InferenceSession:
+    """Open a bundle's graph, its weights mapped into memory; those that a link leads to from elsewhere are read."""
+    loose = loose_weights(folder, graph)
+    contents = [np.memmap(folder / name, np.uint8, "r") for name in loose]
+    if loose:
+        sizes = [content.nbytes for content in contents]
+        session_options.add_external_initializers_from_files_in_memory(loose, contents, sizes)
+    return _open(folder / graph.file, options, session_options)
+
+
+def loose_weights(folder: Path, graph: Graph) -> list[str]:
+    """Weight files that ONNX Runtime would refuse to follow a link to.
+
+    It goes no further than the folder and, if the graph itself is a link, the one that it leads to: in a hub's cache
+    both are links to the same. That they are the bundle's files was seen to when the manifest was read.
+    """
+    rooms = [folder.resolve(), (folder / graph.file).resolve().parent]
+    places = {name: (folder / name).resolve() for name in graph.weights}
+    return [name for name, place in places.items() if not any(place.is_relative_to(room) for room in rooms)]
 
 
 def _open(model: Path | bytes, options: Options, session_options: ort.SessionOptions) -> ort.InferenceSession:
@@ -240,7 +263,7 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
             return _open(home / "graph.onnx", options, options.session_options())
         except BundleError:  # it was damaged, and is only a copy
             shutil.rmtree(home, ignore_errors=True)
-    return _open(folder / graph.file, options, options.session_options())
+    return _open_graph(folder, graph, options, options.session_options())
 
 
 def _write_prepacked(folder: Path, graph: Graph, options: Options, home: Path) -> None:
@@ -257,7 +280,7 @@ def _write_prepacked(folder: Path, graph: Graph, options: Options, home: Path) -
             "session.optimized_model_external_initializers_min_size_in_bytes": "128",
         }.items():
             session_options.add_session_config_entry(key, value)
-        _open(folder / graph.file, options, session_options)
+        _open_graph(folder, graph, options, session_options)
         if not lies_aligned((scratch / "graph.onnx").read_bytes()):
             (scratch / "graph.onnx").unlink()
             (scratch / "graph.data").unlink()

@@ -38,7 +38,7 @@ def floats() -> Path:
 @pytest.fixture(scope="module")
 def small(floats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cache") / "small"
-    quantize_cache(floats, out, options=ONE)
+    quantize_cache(floats, out, options=ONE, link=True)
     return out
 
 

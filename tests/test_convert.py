@@ -24,23 +24,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("standalone", [False, True])
-def test_two_exports_are_equal_to_the_byte(checkpoint: Path, tmp_path: Path, standalone: bool) -> None:
+@pytest.mark.parametrize("how", [{}, {"standalone": True}, {"link": True}])
+def test_two_exports_are_equal_to_the_byte(checkpoint: Path, tmp_path: Path, how: dict[str, bool]) -> None:
     for name in ("one", "two"):
-        export(checkpoint, tmp_path / name, standalone=standalone)
+        export(checkpoint, tmp_path / name, **how)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
 def test_a_linked_bundle_and_one_that_travels_say_the_same(checkpoint: Path, tmp_path: Path) -> None:
     linked, travels = tmp_path / "linked", tmp_path / "travels"
-    assert "model.safetensors" in {file.path for file in export(checkpoint, linked).files}
+    assert "model.safetensors" in {file.path for file in export(checkpoint, linked, link=True).files}
     assert "model.safetensors" not in {file.path for file in export(checkpoint, travels, standalone=True).files}
     assert (linked / "model.safetensors").samefile(checkpoint / "model.safetensors")
     np.testing.assert_array_equal(tiny_llama.logits(linked, IDS), tiny_llama.logits(travels, IDS))
 
 
 def test_a_linked_bundle_outlives_the_checkpoint_folder(checkpoint: Path, tmp_path: Path) -> None:
-    export(checkpoint, tmp_path / "bundle")
+    export(checkpoint, tmp_path / "bundle", link=True)
     before = tiny_llama.logits(tmp_path / "bundle", IDS)
     shutil.rmtree(checkpoint)
     np.testing.assert_array_equal(tiny_llama.logits(tmp_path / "bundle", IDS), before)

@@ -17,7 +17,8 @@ OURS = {
     "export/parity": {"export", "runtime"},  # replays the runtime's own preprocessing and loops
     "export/nano/evaluation.py": {"export", "runtime.bundle", "runtime.image"},  # shows pictures as the runtime does
     "export": {"export", "runtime.session"}
-    | {"runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.float_bundle", "runtime.integers"},
+    | {"runtime.bundle", "runtime.bundle_writer", "runtime.errors", "runtime.float_bundle", "runtime.integers"}
+    | {"runtime.shared_files"},
     "quant": {"quant", "runtime"},
     "runtime": {"runtime"},
     "apps": {"apps", "export", "quant", "runtime"},

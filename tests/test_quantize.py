@@ -115,12 +115,12 @@ def test_graph_sizes_add_up_to_what_lies_on_disk(tmp_path: Path) -> None:
         assert 0 <= stored - (graph.weight_bytes - inside) < 4096 * len(list(weights(model))), name
 
 
-def test_files_that_stay_floats_are_linked_and_copied_if_the_bundle_is_to_travel(tmp_path: Path) -> None:
-    quantize(omni_bundle(), tmp_path / "linked", read_recipe("int4-rtn"))
+def test_files_that_stay_floats_are_linked_if_asked_and_copied_if_not(tmp_path: Path) -> None:
+    quantize(omni_bundle(), tmp_path / "linked", read_recipe("int4-rtn"), link=True)
     quantize(omni_bundle(), tmp_path / "alone", read_recipe("int4-rtn"), standalone=True)
     inodes = {path.name: path.stat().st_ino for path in omni_bundle().iterdir()}
     linked = {path.name for path in (tmp_path / "linked").iterdir() if path.stat().st_ino == inodes.get(path.name)}
-    assert {"vocoder.data", "audio_encoder.data", "tokenizer.json"} <= linked
+    assert {"vocoder.data", "audio_encoder.data"} <= linked
     for path in (tmp_path / "alone").iterdir():
         assert path.stat().st_nlink == 1
     assert not list(altered_files(tmp_path / "linked", read_bundle(tmp_path / "linked")))
@@ -129,9 +129,9 @@ def test_files_that_stay_floats_are_linked_and_copied_if_the_bundle_is_to_travel
 def test_a_linked_and_a_copied_bundle_answer_alike(tmp_path: Path) -> None:
     recipe = parse_recipe("head", '[weights]\n"lm_head.*" = { bits = 8, group_size = 32 }')
     answers = []
-    for standalone in (False, True):
-        quantize(tiny_llama.bundle(), tmp_path / str(standalone), recipe, standalone=standalone)
-        answers.append(tiny_llama.logits(tmp_path / str(standalone), [5, 6, 7]))
+    for link in (False, True):
+        quantize(tiny_llama.bundle(), tmp_path / str(link), recipe, link=link)
+        answers.append(tiny_llama.logits(tmp_path / str(link), [5, 6, 7]))
     np.testing.assert_array_equal(*answers)
 
 
@@ -264,7 +264,7 @@ def test_a_bundle_whose_files_were_linked_is_whole_when_its_source_is_gone(tmp_p
     for name, data in contents(tiny_llama.bundle()).items():
         (source / name).write_bytes(data)
     recipe = parse_recipe("head", '[weights]\n"lm_head.*" = { bits = 8, group_size = 32 }')
-    manifest = quantize(source, tmp_path / "small", recipe)
+    manifest = quantize(source, tmp_path / "small", recipe, link=True)
     for path in source.iterdir():
         path.unlink()
     refuse_failed(tmp_path / "small", list(verify(tmp_path / "small", manifest)))

@@ -33,19 +33,15 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def in_two_passes(
-    checkpoint: Path, folder: Path, recipe: Recipe, standalone: bool = True, profile: Profile = "cpu"
-) -> Path:
-    convert.export(checkpoint, folder / "float", profile, standalone, random=True)
-    quantize.quantize(folder / "float", folder / "two", recipe, standalone)
+def in_two_passes(checkpoint: Path, folder: Path, recipe: Recipe, profile: Profile = "cpu") -> Path:
+    convert.export(checkpoint, folder / "float", profile, standalone=True, random=True)
+    quantize.quantize(folder / "float", folder / "two", recipe, standalone=True)
     return folder / "two"
 
 
-def in_one_pass(
-    checkpoint: Path, folder: Path, recipe: Recipe, standalone: bool = True, profile: Profile = "cpu"
-) -> Path:
+def in_one_pass(checkpoint: Path, folder: Path, recipe: Recipe, link: bool = False, profile: Profile = "cpu") -> Path:
     source = convert.stream(convert.plan(checkpoint, profile), random=True)
-    quantize.write(plan(source, recipe), folder / "one", standalone)
+    quantize.write(plan(source, recipe), folder / "one", standalone=not link, link=link)
     return folder / "one"
 
 
@@ -95,7 +91,7 @@ def test_one_pass_for_cuda_writes_the_same_as_well(tmp_path: Path) -> None:
 
 def test_what_stays_float_is_linked_from_the_checkpoint_where_its_bytes_fit(tmp_path: Path) -> None:
     checkpoint = tiny_llama.save(tmp_path / "checkpoint")
-    linked, copied = (in_one_pass(checkpoint, tmp_path / str(alone), HEAD, alone) for alone in (False, True))
+    linked, copied = (in_one_pass(checkpoint, tmp_path / str(link), HEAD, link) for link in (True, False))
     assert (linked / "model.safetensors").samefile(checkpoint / "model.safetensors")
     assert not (copied / "model.safetensors").exists()
     for folder in (linked, copied):
@@ -107,7 +103,7 @@ def test_what_stays_float_is_linked_from_the_checkpoint_where_its_bytes_fit(tmp_
 
 def test_a_shard_of_which_most_is_quantized_is_not_kept_alive_by_a_link(tmp_path: Path) -> None:
     checkpoint = tiny_llama.save(tmp_path / "checkpoint")
-    assert not (in_one_pass(checkpoint, tmp_path, MOST, standalone=False) / "model.safetensors").exists()
+    assert not (in_one_pass(checkpoint, tmp_path, MOST, link=True) / "model.safetensors").exists()
 
 
 def test_only_slabs_of_a_checkpoint_are_ever_in_memory(tmp_path: Path) -> None:

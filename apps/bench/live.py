@@ -20,7 +20,6 @@ from apps.bench.scene_sounds import Sounds, recorded_questions
 from apps.bench.scenes import MS, Microphone, Scene, Thirds, draw_scene, draw_scenes
 from apps.bench.score import Heard, Judged, Share, figures, judge, right_answers
 from apps.conversation import Voice, open_live
-from apps.doctor import cache_folder
 from apps.options import VadName
 from runtime.audio import Wave
 from runtime.bundle import read_bundle
@@ -28,6 +27,7 @@ from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk
+from runtime.files import cache_folder
 from runtime.live.clock import MeasuredClock
 from runtime.live.echo import EchoCanceller
 from runtime.live.events import LiveEvent, State

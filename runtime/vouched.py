@@ -1,0 +1,93 @@
+"""Whether a file that a bundle does not have to itself still holds what its checksum says; asked at every opening."""
+
+import hashlib
+import json
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import EdgeOmniError
+from runtime.files import cache_folder, sha256_of
+
+NOTES = "vouched"  # folder, in the cache, of what was found out of large files
+BLOCK, BLOCKS = 4096, 64  # bytes of a sample's pieces, and how many there are
+SETTLED_NS = 2_000_000_000  # a file system's clock may tick so seldom that a later change bears the same time
+
+Identity = tuple[int, int, int, int, int]
+_known: dict[tuple[Identity, str], bool] = {}
+
+
+def sample_of(path: Path) -> str:
+    """sha256 of 64 blocks of 4096 bytes, spread evenly over a file from its beginning to its end."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        last = max(0, os.fstat(file.fileno()).st_size - BLOCK)
+        for index in range(BLOCKS):
+            digest.update(os.pread(file.fileno(), BLOCK, last * index // (BLOCKS - 1)))
+    return digest.hexdigest()
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Whether the content of a regular file has this checksum.
+
+    It is recomputed once and then remembered, in this process and in the cache folder, until the file is written to:
+    by device, inode, size and the times of its last changes. OSError if it cannot be read.
+    """
+    before = identity(path)
+    if (known := _known.get((before, sha256))) is not None:
+        return known
+    note = _note(path)
+    if note is not None and _read(note) == _noted(path, before, sha256):
+        return True
+    held = sha256_of(path) == sha256
+    if identity(path) == before and time.time_ns() - max(before[3:]) > SETTLED_NS:
+        _known[before, sha256] = held
+        if held and note is not None:
+            _write(note, _noted(path, before, sha256))
+    return held
+
+
+def identity(path: Path) -> Identity:
+    """What tells a file from another and from itself after it was written to."""
+    state = path.stat()
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def forget(everything: bool) -> None:
+    """Remove what was remembered of files that are gone, or of all."""
+    with suppress(OSError, EdgeOmniError):
+        for note in (cache_folder() / NOTES).iterdir():
+            found = _read(note)
+            if everything or not isinstance(found, dict) or not os.path.lexists(str(found.get("path"))):
+                note.unlink(missing_ok=True)
+
+
+def _note(path: Path) -> Path | None:
+    with suppress(EdgeOmniError):
+        return cache_folder() / NOTES / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
+    return None
+
+
+def _noted(path: Path, state: Identity, sha256: str) -> dict[str, Any]:
+    return {"path": os.fsencode(path.resolve()).decode("utf-8", "replace"), "identity": list(state), "sha256": sha256}
+
+
+def _read(note: Path) -> Any:
+    try:
+        return json.loads(note.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _write(note: Path, content: dict[str, Any]) -> None:
+    """All of it or nothing; a full or read-only place costs the next opening the time, and no more than that."""
+    with suppress(OSError):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        scratch = note.with_name(f"{note.name}.{os.getpid()}")
+        try:
+            scratch.write_text(json.dumps(content), encoding="utf-8")
+            scratch.replace(note)
+        finally:
+            scratch.unlink(missing_ok=True)
