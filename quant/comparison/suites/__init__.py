@@ -108,7 +108,7 @@ def read_suite(
         raise EdgeOmniError(
             f"there is no suite {name}; there are {', '.join(SUITES)} (edgeomni compare --suites tells more)"
         )
-    found = Found(f"the suite {name} at {data}")
+    found = Found(name, data)
     turns = [replace(turn, suite=turn.suite or name) for turn in SUITES[name].read(data, found)]
     found.refuse()
     for note in found.notes:

@@ -28,7 +28,7 @@ _CHINESE = "以下是中国关于{about}考试的单项选择题，请选出其�
 def read(data: Path, found: Found) -> Iterator[Turn]:
     """JSON Lines or the publishers' CSV. MMLU: question, choices, answer (number or letter), subject; C-Eval and
     CMMLU: question, A to D, answer, id. Of a folder of splits the one that has answers, test before val, is read."""
-    for path in files_in(_split(data, found), SUFFIXES, found.what):
+    for path in files_in(_split(data, found), SUFFIXES, f"the suite {found.suite}"):
         for row in rows(path, ("question", "answer"), found, TABLE):
             if turn := _turn(row, found):
                 yield turn

@@ -31,7 +31,7 @@ class Context:
     def read(self, data: Path, found: Found) -> Iterator[Turn]:
         folder = data / "dataset" if (data / "dataset").is_dir() else data
         needed = (*NEEDED, *(() if self.audio else ("audio content",)), *(() if self.image else ("image content",)))
-        for path in files_in(folder, (".jsonl",), found.what):
+        for path in files_in(folder, (".jsonl",), f"the suite {found.suite}"):
             for row in rows(path, needed, found):
                 if turn := self._turn(row, found):
                     yield turn

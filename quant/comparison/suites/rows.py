@@ -63,10 +63,15 @@ PLAIN = Form()
 class Found:
     """A data set that is being read, what is wrong with it, and what of it is left out."""
 
-    what: str  # the suite and its folder, for messages
+    suite: str
+    data: Path  # as the user named it
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _unread: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def what(self) -> str:
+        return f"the suite {self.suite} at {self.data}"
 
     def wrong(self, row: Row, problem: str) -> None:
         self.problems.append(f"  {row.where}: {problem}")

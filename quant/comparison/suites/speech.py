@@ -46,7 +46,7 @@ def _manifests(data: Path, found: Found) -> list[Path]:
     if (data / "clips").is_dir() and test.is_file():
         found.notes.append(f"{found.what}: of Common Voice's tables only test.tsv is read; name another with --data")
         return [test]
-    return files_in(data, SUFFIXES, found.what)
+    return files_in(data, SUFFIXES, f"the suite {found.suite}")
 
 
 def _turn(row: Row, found: Found) -> Turn | None:

@@ -34,7 +34,7 @@ Place = tuple[int, int]  # bytes before the row, how many pictures it holds
 
 def read(data: Path, found: Found) -> Iterator[Turn]:
     """Every row of a table, or of all in a folder, each table with a score of its own."""
-    for path in files_in(data, (".tsv",), found.what):
+    for path in files_in(data, (".tsv",), f"the suite {found.suite}"):
         yield from _table(path, found)
 
 
