@@ -58,7 +58,7 @@ class Settings:
 def record_command(reference: Path, out: Path, settings: Settings, quiet: bool = False) -> None:
     """Store what a bundle answers, for comparisons on machines that cannot load it."""
     engine = settings.open(reference, settings.limits)
-    turns = settings.turns.turns_for(engine.whole)
+    turns = settings.turns.turns_for(engine.whole, tables.note)
     machine = _machine(settings, settings.turns.sha256(turns))
     with tables.waiting("recording", quiet) as status:
         live = Live(engine, turns, TOP_K, settings.memory(reference, settings.limits))
@@ -128,7 +128,7 @@ def _listener(wanted: str | None, ours: Reference, theirs: Side, threads: int) -
 def _reference(path: Path, settings: Settings) -> Reference:
     if not (path / REFERENCE).is_file():
         engine = settings.open(path, settings.limits)
-        return Live(engine, settings.turns.turns_for(engine.whole))
+        return Live(engine, settings.turns.turns_for(engine.whole, tables.note))
     if settings.turns:
         raise EdgeOmniError(f"{path} is a stored reference, which brings its own turns; leave --turns and --suite out")
     return Stored(path)

@@ -32,6 +32,11 @@ def line(text: str, style: str | None = None) -> None:
     OUT.print(text, style=style, soft_wrap=True)
 
 
+def note(text: str) -> None:
+    """One line beside the result, which it is no part of."""
+    ERR.print(text, soft_wrap=True)
+
+
 def size(nbytes: int) -> str:
     """Bytes as a person reads them: 1000 of each unit make one of the next."""
     value, unit = float(nbytes), 0

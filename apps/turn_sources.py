@@ -1,7 +1,7 @@
 """Where the turns of `compare` and `record` come from: files, suites of data sets, or what comes along."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,14 @@ class TurnSources:
     def __bool__(self) -> bool:
         return bool(self.files or self.suites)
 
-    def turns_for(self, manifest: Manifest) -> tuple[Turn, ...]:
-        """All turns, which must fit the bundle; or those that come along, as far as they do."""
+    def turns_for(self, manifest: Manifest, say: Callable[[str], None] = lambda note: None) -> tuple[Turn, ...]:
+        """All turns, which must fit the bundle; or those that come along, as far as they do.
+
+        `say` is told what of a data set is left out.
+        """
         if not self:
             return tuple(turn for turn in read_turns(DEFAULT) if not lacking(turn, manifest))
-        sources = self._sources()
+        sources = self._sources(say)
         named = [name for source in sources for name in {turn.suite for turn in source}]
         if twice := sorted({name for name in named if named.count(name) > 1}):
             raise EdgeOmniError(f"two sources give a data set called {', '.join(twice)}; rename one, or join them")
@@ -36,11 +39,11 @@ class TurnSources:
         refuse_unfit(turns, manifest)
         return turns
 
-    def _sources(self) -> list[tuple[Turn, ...]]:
+    def _sources(self, say: Callable[[str], None]) -> list[tuple[Turn, ...]]:
         """The turns of each source; EdgeOmniError with what is wrong in all of them."""
         several = len(self.files) + len(self.suites) > 1
         readers = [partial(read_turns, file, file.stem if several else "") for file in self.files]
-        readers += [partial(read_suite, name, data, self.limit, self.seed) for name, data in self.suites]
+        readers += [partial(read_suite, name, data, self.limit, self.seed, say) for name, data in self.suites]
         found: list[tuple[Turn, ...]] = []
         problems: list[str] = []
         for read in readers:
@@ -61,7 +64,9 @@ class TurnSources:
 
 def _spelled(turn: Turn) -> str:
     media = [file.name for file in (turn.audio, *turn.images) if file is not None]
-    return repr((turn.suite, turn.item, turn.text, media, turn.spoken, turn.answers, turn.choices, turn.metric))
+    return repr(
+        (turn.suite, turn.item, turn.text, media, turn.spoken, turn.answers, turn.choices, turn.metric, *turn.cuts)
+    )
 
 
 def turn_sources(

@@ -41,10 +41,23 @@ class Embedded:
 Media = Path | Embedded
 
 
-def table_rows(file: BinaryIO, delimiter: str) -> Iterator[list[str]]:
-    """A csv.reader over an open binary file that reads no further than each row, so that `file.tell()` is its end."""
+def table_rows(file: BinaryIO, delimiter: str, quoted: bool = True) -> Iterator[list[str]]:
+    """A csv.reader over an open binary file that reads no further than each row, so that `file.tell()` is its end.
+
+    csv.Error where the file ends inside quotes, which would make all rows behind a stray mark one field.
+    """
     csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB is less than a picture
-    return csv.reader((line.decode("utf-8") for line in iter(file.readline, b"")), delimiter=delimiter)
+    quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    return csv.reader(_lines(file), delimiter=delimiter, quoting=quoting, strict=quoted)
+
+
+def _lines(file: BinaryIO) -> Iterator[str]:
+    """Lines as text, without the byte order mark that some programs begin a file with."""
+    while True:
+        encoding = "utf-8" if file.tell() else "utf-8-sig"
+        if not (line := file.readline()):
+            return
+        yield line.decode(encoding)
 
 
 def pictures(field: str) -> list[str]:

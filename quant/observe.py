@@ -14,7 +14,7 @@ from quant.answer import SILENCE, Answer, Followed, Taken, taken
 from quant.limits import Limits
 from quant.media import source
 from quant.taps import exposed, load
-from quant.turn import Turn
+from quant.turn import Turn, shown_in
 from runtime.bundle import Step
 from runtime.context import Context
 from runtime.conversation import Tally, with_audio
@@ -112,9 +112,13 @@ class Observed(Engine):
         if turn.transcribe:
             return self.format.transcribe(*media)
         seen = [self.look(source(image)) for image in turn.images]
-        said = [Text(turn.text)] if turn.text.strip() else []
+        if turn.cuts:
+            pieces = shown_in(turn.text, turn.cuts)
+            said = [seen[piece] if isinstance(piece, int) else Text(piece) for piece in pieces]
+        else:
+            said = [*seen, *([Text(turn.text)] if turn.text.strip() else [])]
         opening = self.format.open_conversation(None, waits=True)
-        return self.format.user_turn([*media, *seen, *said], turn.spoken, behind=opening)
+        return self.format.user_turn([*media, *said], turn.spoken, behind=opening)
 
     def ask(self, turn: Turn) -> tuple[Prompt, Answer]:
         """A turn as a prompt, and the answer, whose times count from before its media were encoded.

@@ -34,6 +34,7 @@ class Line:
 class Turn:
     """What a user says and shows, whether the answer shall be heard, and what a right answer is.
 
+    `cuts` says before which character of the text each picture stands; without it they all stand before the text.
     `answers` are texts of which a right one holds one, the letter of the right option, or what is said in the audio.
     """
 
@@ -43,18 +44,31 @@ class Turn:
     spoken: bool = False
     answers: tuple[str, ...] = ()
     metric: Metric = "contains"
-    choices: tuple[str, ...] = ()  # the texts of the options A, B, C, ...
+    choices: tuple[str, ...] = ()  # the texts of the options A, B, C, ...; "" where a letter is left out
     suite: str = ""  # the data set or file that it is from, where there are several
     item: str = ""  # which one of it; those of one name count as one and are right together
     group: str = ""  # what the suite's authors report apart
     max_new: int = 0  # tokens that its answer needs, where that is more than for other turns
     transcribe: bool = False  # to be asked with the bundle's own prompt for transcription
+    cuts: tuple[int, ...] = ()  # of the text, where the pictures stand in it
+
+
+def json_lines(path: Path, blank: bool = False) -> Iterator[str]:
+    """Lines of a JSON Lines file, which end at \\n alone: JSON texts may hold the other line separators of Unicode.
+
+    Blank ones are left out or, to be counted, kept. OSError, and UnicodeDecodeError where the file is not UTF-8.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            text = line.decode("utf-8" if number else "utf-8-sig")
+            if blank or text.strip():
+                yield text.rstrip("\n")
 
 
 def read_turns(path: Path, suite: str = "") -> tuple[Turn, ...]:
     """The turns of a JSON Lines file; EdgeOmniError says everything that is wrong with it."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = list(json_lines(path, blank=True))
     except (OSError, UnicodeDecodeError) as error:
         raise EdgeOmniError(f"the turns {path} cannot be read: {error}") from None
     problems: list[str] = []
@@ -82,6 +96,18 @@ def _turn(path: Path, number: int, line: str, problems: list[str]) -> Turn | Non
     if not all(answer.strip() for answer in answers):
         problems.append(f"  line {number}: an empty answer is in every answer; leave it out")
     return Turn(said.text, audio, images, said.spoken, answers)
+
+
+def shown_in(text: str, cuts: Sequence[int]) -> Iterator[str | int]:
+    """A turn's pieces in their order: its text as it lies between pictures, and the number of each picture."""
+    begin = 0
+    for number, cut in enumerate(cuts):
+        if text[begin:cut]:
+            yield text[begin:cut]
+        yield number
+        begin = cut
+    if text[begin:]:
+        yield text[begin:]
 
 
 def several(found: str | list[str] | None) -> tuple[str, ...]:

@@ -198,3 +198,39 @@ def manifest(folder: Path) -> Path:
     json_lines(folder / "en.jsonl", [{"audio": "a.wav", "text": "Good morning."}])
     table(folder / "zh.tsv", ("client_id", "path", "sentence"), [("x", "clips/b.wav", "早上好")])
     return folder
+
+
+def published(folder: Path) -> Path:
+    """As MMLU's archive unpacks: dev and test, CSV without a heading, a file for each subject."""
+    for split, question in (("dev", "An example?"), ("test", "Which is 2, or 1 + 1?")):
+        table(folder / split / f"abstract_algebra_{split}.csv", (question, "2, of course", "3", "4", "5", "A"), [])
+    return folder
+
+
+def common_voice(folder: Path) -> Path:
+    """Common Voice: a table for each split, recordings in clips/, quotation marks as they stand in a sentence."""
+    columns = ("client_id", "path", "sentence_id", "sentence", "up_votes", "accents", "locale", "segment")
+    said = {"1.wav": '"Wait, he said.', "2.wav": "Good morning.", "3.wav": 'The "old" house.'}
+    lines = [("x", name, "s", text, "2", "", "en", "") for name, text in said.items()]
+    (folder / "clips").mkdir(parents=True)
+    for name in said:
+        tone(folder / "clips" / name)
+    text = "".join("\t".join(line) + "\n" for line in [columns, *lines])
+    (folder / "test.tsv").write_text(text, encoding="utf-8")
+    (folder / "train.tsv").write_text(text, encoding="utf-8")
+    return folder
+
+
+def mmmu(folder: Path) -> Path:
+    """MMMU as VLMEvalKit's table: several pictures placed in the text, open questions, and a row without a picture."""
+    first, second = (base64.b64encode(png(seed)).decode() for seed in (5, 6))
+    columns = ("index", "question", "hint", "A", "B", "C", "D", "answer", "image", "question_type", "split", "category")
+    lines = [
+        (1, "What joins <image 2> and <image 1> ?", "nan", "red", "", "<image 1>", "nan", "C", str([first, second]),
+         "multiple-choice", "validation", "Art"),
+        (2, "How many?", "", "", "", "", "", "24", first, "open", "validation", "Math"),
+        (3, "How fast?", "", "", "", "", "", "['1/2', '0.5']", first, "open", "validation", "Math"),
+        (4, "And without?", "", "x", "y", "", "", "A", "", "multiple-choice", "validation", "Math"),
+    ]  # fmt: skip
+    table(folder / "MMMU_DEV_VAL.tsv", columns, lines)
+    return folder

@@ -23,6 +23,10 @@ def turn(metric: Metric, *answers: str) -> Turn:
         ("(B).", "B"),
         ("The answer is B", "B"),
         ("B. a blue tram", "B"),
+        ("The correct answer is **B**, as the tram is of that colour there", "B"),
+        ("A tram, so the answer is b: it is blue and runs on rails", "B"),
+        ("The answer is unclear to me, whatever one may see in this picture", ""),
+        ("The answer is D, I should say, of what there is to be chosen from", ""),  # which is no option here
         ("B is what one sees here I think", ""),  # too far from the end, and no option's text
         ("A or B", ""),  # two letters, and no option's text
         ("It shows A Blue Tram.", "A"),  # the published rule takes the capital for an option
@@ -64,7 +68,9 @@ def test_any_answer_names_an_option_or_none(said: str) -> None:
     [
         ("contains", ("New York", "NYC"), "I like new-york.", True, "New York"),
         ("contains", ("ice",), "nice", False, ""),
-        ("exists", ("ice",), "NICE", True, "ice"),
+        ("exists", ("ice",), "NICE", False, ""),
+        ("exists", ("U.S.", "Café"), "In the cafe\u0301 it is.", True, "Café"),
+        ("exists", ("US",), "the U.S. then", False, ""),  # a mark is a token of its own, unlike in `contains`
         ("prefix", ("yes",), " Yes, it is", True, "yes"),
         ("prefix", ("yes",), "Oh yes", False, ""),
         ("letter", ("B",), "B", True, "B"),

@@ -81,6 +81,16 @@ def test_a_turn_of_several_pictures_is_longer_by_the_second() -> None:
     assert len(float_bundle().prompt(two)) > len(float_bundle().prompt(one)) + 1
 
 
+def test_a_picture_stands_in_the_prompt_where_the_text_has_its_place() -> None:
+    engine, turn = float_bundle(), replace(asked("option"), text="one two")
+    first, within = (
+        np.flatnonzero(engine.prompt(replace(turn, cuts=cuts)).ids == engine.manifest.tokens.img_pad)
+        for cuts in ((), (4,))
+    )
+    before = len(engine.tokenizer.encode("one ", special=False))
+    assert before and np.array_equal(within, first + before)
+
+
 def test_a_picture_out_of_a_table_is_seen_like_one_in_a_file(tmp_path: Path) -> None:
     turn = asked("option")
     copy = tmp_path / "copy.png"

@@ -228,7 +228,7 @@ def test_everything_wrong_with_a_table_is_said_at_once(tmp_path: Path) -> None:
     image = base64.b64encode(suite_files.png()).decode()
     lines = [
         (0, "?", "x", "y", "", "C", image),
-        (1, "?", "x", "", "z", "A", image),
+        (1, "?", "x", "", "z", "B", image),
         (2, "?", "x", "y", "", "A", "no base64 at all!" * 9),
         (3, "?", "x", "y", "", "A", "77"),
         (4, "", "x", "y", "", "A", image),

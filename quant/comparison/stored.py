@@ -60,6 +60,7 @@ class StoredTurn:
     prefill: float
     token_seconds: tuple[float, ...]
     file: str
+    cuts: tuple[int, ...] = ()
 
 
 @checked_dataclass(frozen=True, config=STRICT)
@@ -124,6 +125,7 @@ def _store_turn(folder: Path, number: int, turn: Turn, found: Recorded) -> Store
         text=turn.text,
         audio=None if turn.audio is None else _copy(turn.audio, folder, number),
         images=tuple(_copy(image, folder, number, place) for place, image in enumerate(turn.images)),
+        cuts=turn.cuts,
         spoken=turn.spoken,
         expected=turn.answers,
         metric=turn.metric,
@@ -188,6 +190,7 @@ class Stored:
             text=turn.text,
             audio=None if turn.audio is None else self.folder / turn.audio,
             images=tuple(self.folder / name for name in turn.images),
+            cuts=turn.cuts,
             spoken=turn.spoken,
             answers=turn.expected,
             metric=turn.metric,

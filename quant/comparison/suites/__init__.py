@@ -1,13 +1,14 @@
 """Data sets in the layouts that their authors publish, as turns: `read_suite` is READ FIRST."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quant.comparison.suites import choices, omnibench, openaudiobench, speech, ultraeval, vlmevalkit
+from quant.comparison.suites.rows import Found
 from quant.turn import Turn, listed
 from runtime.errors import EdgeOmniError
 
@@ -19,7 +20,7 @@ class Suite:
     name: str
     needs: str
     judged: str
-    read: Callable[[Path], tuple[Turn, ...]]
+    read: Callable[[Path, Found], Iterable[Turn]]
 
 
 _OPTION = "the option that the answer names, found by the published rules; what they cannot find is wrong"
@@ -38,16 +39,17 @@ SUITES = {
     for suite in (
         Suite(
             "mcq",
-            "JSON Lines like MMLU's (question, choices, answer, subject) or C-Eval's (question, A to D, answer)",
+            "MMLU, C-Eval or CMMLU: their publishers' CSV, or JSON Lines: question, choices or A to D, answer, subject",
             "zero-shot, the likeliest letter as the first token of the answer: MMLU's own measure, which needs no "
             "extraction and so loses nothing to a model that chats",
             choices.read,
         ),
         Suite(
             "vlmevalkit",
-            "a VLMEvalKit TSV: index, question, A to D, answer, image (base64) or image_path; MMBench's rotated rows "
-            "count as one question",
-            f"{_OPTION} (exact matching, no GPT)",
+            "a VLMEvalKit TSV: index, question, A to D, answer, image (base64) or image_path; rotated rows count as "
+            "one question (g_index, or the index of MMBench and the like), <image 1> is shown where it stands",
+            f"{_OPTION} (exact matching, no GPT). MMMU's open questions: the answer stands in the text (published: "
+            "asked for as the first of two options)",
             vlmevalkit.read,
         ),
         Suite(
@@ -78,7 +80,13 @@ SUITES = {
             "word or character error rate, prefix or substring, as the task asks",
             ultraeval.read,
         ),
-        Suite("asr", "a manifest in JSON Lines or TSV: audio (a path), text", _WER, speech.read),
+        Suite(
+            "asr",
+            "a manifest in JSON Lines or TSV: audio (a path), text; also NeMo's, WeNet's data.list, a metadata.jsonl "
+            "and a folder of Common Voice",
+            _WER,
+            speech.read,
+        ),
         Suite(
             "transcribe", "the same, asked with the bundle's own prompt for it (-Base)", _WER, speech.read_transcribe
         ),
@@ -88,16 +96,23 @@ SUITES = {
 ROTATED = ("vlmevalkit", "openmm-medical")  # one question may be several turns of one name there
 
 
-def read_suite(name: str, data: Path, limit: int = 0, seed: int = 0) -> tuple[Turn, ...]:
+def read_suite(
+    name: str, data: Path, limit: int = 0, seed: int = 0, say: Callable[[str], None] = lambda note: None
+) -> tuple[Turn, ...]:
     """A suite's turns; with `limit`, that many items of each of its data sets, drawn with `seed`, in their own order.
 
+    `say` is told what of the data set is left out.
     EdgeOmniError for a suite or a folder that does not exist, and with all that is wrong in its files or lacks.
     """
     if name not in SUITES:
         raise EdgeOmniError(
             f"there is no suite {name}; there are {', '.join(SUITES)} (edgeomni compare --suites tells more)"
         )
-    turns = [replace(turn, suite=turn.suite or name) for turn in SUITES[name].read(data)]
+    found = Found(name, data)
+    turns = [replace(turn, suite=turn.suite or name) for turn in SUITES[name].read(data, found)]
+    found.refuse()
+    for note in found.notes:
+        say(note)
     if not turns:
         raise EdgeOmniError(f"the suite {name} at {data} is empty; {SUITES[name].needs}")
     chosen = drawn(turns if name in ROTATED else told_apart(turns), limit, seed)

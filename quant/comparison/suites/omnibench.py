@@ -1,6 +1,7 @@
 """OmniBench (Li et al. 2024) as its repository holds it: dataset/*.jsonl, mm_data/audio and mm_data/image."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -11,6 +12,8 @@ from quant.turn import Turn
 
 MAX_NEW = 64
 NEEDED = ("index", "question", "options", "answer", "audio type", "audio_path", "image_path")
+# What kind of question it is, and whatever a copy of the data set holds of the media that the paths name.
+KNOWN = frozenset((*NEEDED, "audio content", "image content", "task type", "split", "audio", "image"))
 _LETTERED = re.compile(r"A\.(.*?)B\.(.*?)C\.(.*?)D\.(.*)", re.DOTALL)
 _ASK = "Please answer the following question based on the given {given}:\n{texts}{question}.\n"
 _CHOOSE = "Please choose only one answer from the following options:\n{options}."
@@ -25,16 +28,16 @@ class Context:
     audio: bool
     image: bool
 
-    def read(self, data: Path) -> tuple[Turn, ...]:
-        found = Found(f"the suite {self.suite} at {data}")
+    def read(self, data: Path, found: Found) -> Iterator[Turn]:
         folder = data / "dataset" if (data / "dataset").is_dir() else data
         needed = (*NEEDED, *(() if self.audio else ("audio content",)), *(() if self.image else ("image content",)))
-        files = files_in(folder, (".jsonl",), f"the suite {self.suite}")
-        turns = [self._turn(row, found) for path in files for row in rows(path, needed, found)]
-        found.refuse()
-        return tuple(turn for turn in turns if turn)
+        for path in files_in(folder, (".jsonl",), f"the suite {found.suite}"):
+            for row in rows(path, needed, found):
+                if turn := self._turn(row, found):
+                    yield turn
 
     def _turn(self, row: Row, found: Found) -> Turn | None:
+        found.refuse_unread(row, KNOWN)
         texts, answer = _options(row.fields["options"]), _plain(row.text("answer"))
         if answer not in (plain := [_plain(text) for text in texts]):
             found.wrong(row, f"answer {row.text('answer')!r} is none of the options {row.fields['options']!r}")

@@ -1,6 +1,6 @@
 """OpenAudioBench (Baichuan 2025) as published: eval_datas/NAME/NAME.csv and eval_datas/NAME/audios."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,27 +36,26 @@ SUBSETS = (
 )
 
 
-def read(data: Path) -> tuple[Turn, ...]:
+def read(data: Path, found: Found) -> Iterator[Turn]:
     """All of the five sets that are there, each with a score of its own; the question is heard, not read."""
     folder = data / "eval_datas" if (data / "eval_datas").is_dir() else data
-    found, turns = Found(f"the suite openaudiobench at {data}"), []
     there = [(subset, path) for subset in SUBSETS if (path := folder / subset.name / f"{subset.name}.csv").is_file()]
     if not there:
         names = ", ".join(f"{subset.name}/{subset.name}.csv" for subset in SUBSETS)
         raise EdgeOmniError(f"the suite openaudiobench is not at {data}: there is none of {names}")
     for subset, path in there:
-        needed = (FILE, *subset.answers)
-        turns += [turn for row in rows(path, needed, found) if (turn := _turn(subset, row, found))]
-    found.refuse()
-    return tuple(turns)
+        for row in rows(path, (FILE, *subset.answers), found):
+            if turn := _turn(subset, row, found):
+                yield turn
 
 
-def read_spoken(data: Path) -> tuple[Turn, ...]:
+def read_spoken(data: Path, found: Found) -> Iterator[Turn]:
     """The same, answered aloud; what is judged is the text that is spoken."""
-    return tuple(replace(turn, spoken=True, suite=f"{turn.suite}-spoken") for turn in read(data))
+    return (replace(turn, spoken=True, suite=f"{turn.suite}-spoken") for turn in read(data, found))
 
 
 def _turn(subset: Subset, row: Row, found: Found) -> Turn | None:
+    found.refuse_asking(row)
     if found.lacks(row, FILE, *subset.answers[:1]):
         return None
     answers = [part for name in subset.answers for part in subset.split(row.text(name)) if part]

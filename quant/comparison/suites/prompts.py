@@ -21,5 +21,5 @@ def write_down(text: str) -> str:
 
 
 def lettered(options: Sequence[str]) -> str:
-    """A line for each option: A. text."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False))
+    """A line for each option: A. text. A letter whose option is "" is left out."""
+    return "\n".join(f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False) if option)

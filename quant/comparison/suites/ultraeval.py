@@ -1,6 +1,6 @@
 """UltraEval-Audio's own data sets: YAML that registers JSON Lines with the path of each audio under WavPath."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from runtime.errors import EdgeOmniError
 
 MAX_NEW = 256
 AUDIO = "WavPath"
+ARGUMENTS = ("default_task", "f_name", "ref_col", "file_path_prefix", "col_aliases")
 _AQA = "answer the question without explain\n# Question: {QuestionText}"
 
 
@@ -48,15 +49,13 @@ class Registered:
     aliases: dict[str, str]  # column -> its further name
 
 
-def read(data: Path) -> tuple[Turn, ...]:
+def read(data: Path, found: Found) -> Iterator[Turn]:
     """Every data set that a YAML file registers, each with a score of its own."""
-    found, turns = Found(f"the suite ultraeval-audio at {data}"), []
     for path in _registries(data):
         for entry in _entries(path, data, found):
-            needed = (AUDIO, entry.reference)
-            turns += [turn for row in rows(entry.file, needed, found) if (turn := _turn(entry, row, found))]
-    found.refuse()
-    return tuple(turns)
+            for row in rows(entry.file, (AUDIO, entry.reference), found):
+                if turn := _turn(entry, row, found):
+                    yield turn
 
 
 def _registries(data: Path) -> list[Path]:
@@ -88,13 +87,19 @@ def _entry(path: Path, data: Path, name: str, entry: Any, found: Found) -> Regis
     if not kind.startswith("audio_evals.dataset."):
         return None
     args = entry.get("args") or {}
+    if not isinstance(args, dict):
+        found.problems.append(f"  {path.name}, {name}: args is no mapping")
+        return None
     problems = (
         [] if kind.endswith(("JsonlFile", "RelativePath")) else [f"{kind} is not read; JsonlFile and RelativePath are"]
     )
     problems += [f"says nothing under {key}" for key in ("f_name", "default_task", "ref_col") if not args.get(key)]
+    problems += [f"{key} is not read, and may change what is asked" for key in args if key not in ARGUMENTS]
     task = TASKS.get(str(args.get("default_task")))
     if args.get("default_task") and task is None:
         problems.append(f"default_task {args['default_task']} cannot be judged here; {', '.join(TASKS)} can")
+    aliases = args.get("col_aliases") or {}
+    problems += [] if isinstance(aliases, dict) else [f"col_aliases is {aliases!r}; expected a mapping"]
     found.problems += [f"  {path.name}, {name}: {problem}" for problem in problems]
     if problems or task is None:
         return None
@@ -103,7 +108,7 @@ def _entry(path: Path, data: Path, name: str, entry: Any, found: Found) -> Regis
     folders = (file.parent, *roots)
     if prefix := args.get("file_path_prefix"):
         folders = (*(folder / str(prefix) for folder in folders), *folders)
-    return Registered(name, file, task, str(args["ref_col"]), folders, dict(args.get("col_aliases") or {}))
+    return Registered(name, file, task, str(args["ref_col"]), folders, aliases)
 
 
 def _first(name: str, folders: Sequence[Path]) -> Path:
@@ -114,6 +119,7 @@ def _first(name: str, folders: Sequence[Path]) -> Path:
 
 def _turn(entry: Registered, row: Row, found: Found) -> Turn | None:
     fields = {**row.fields, **{alias: row.fields.get(column) for column, alias in entry.aliases.items()}}
+    found.refuse_asking(row)
     quoted = [name for name in entry.task.columns if not str(fields.get(name) or "").strip()]
     if quoted:
         found.wrong(row, f"says nothing under {', '.join(quoted)}")
