@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apps import cache_command
 from apps.options import (
     RECIPES,
     Bundle,
@@ -54,6 +55,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache_command.app, name="cache")
 
 
 def show_version(wanted: bool) -> None:
