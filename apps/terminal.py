@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.embedded import greeting
 from apps.streams import json_text
 from apps.typed import command_of, paths_of, refuse_bytes
 from runtime.audio import Wave, write_wav
@@ -227,7 +228,7 @@ class Chat:
     def _converse(self) -> None:
         import readline  # noqa: F401  (importing it gives input() its history and line editing)
 
-        print(f"{self.engine.folder} ({self.engine.manifest.family}). /help for commands, Ctrl-D to leave.")
+        print(greeting(self.engine.folder, self.engine.manifest.family))
         while True:
             try:
                 line = input("> ")
