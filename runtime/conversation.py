@@ -10,7 +10,7 @@ from runtime.bundle import Step
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
-from runtime.prompt import Audio, Part, Prompt, Text, split_for_speech
+from runtime.prompt import Audio, Prompt, Said, Text, parts_of, split_for_speech
 from runtime.reply import Steps, audio_step, spoken_reply, text_reply
 from runtime.speech import Mode, SpeechDecoder
 
@@ -44,13 +44,14 @@ class Conversation:
         """A new conversation. `system` None: the bundle's default prompt; "": none."""
         return cls(engine, engine.format.open_conversation(system, waits=True), seed)
 
-    def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Generator[Event, None, None]:
-        """Answer a turn. Close the generator to interrupt it: what was generated until then stays in the context.
+    def reply(self, said: Said, choices: Choices = PLAIN) -> Generator[Event, None, None]:
+        """Answer a turn: a text, an input that the engine encoded, or several of both in their order.
 
-        PromptError for an empty turn or one that the context cannot hold; after any error the conversation stands as
-        before the turn.
+        Close the generator to interrupt it: what was generated until then stays in the context. PromptError for an
+        empty turn, one that holds anything else or that the context cannot hold; after any error the conversation
+        stands as before the turn.
         """
-        before = self._pending
+        parts, before = parts_of(said), self._pending
         form = self.engine.format
         self._pending = form.user_turn(parts, choices.spoken, behind=before)
         if form.template.forgets is not None or form.template.opens_answer:

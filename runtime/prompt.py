@@ -4,7 +4,7 @@ A prompt is built in pieces, so that a key/value cache which holds the earlier o
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
@@ -55,8 +55,26 @@ class Spoken:
 
 
 Part = Text | Audio | Image | Video
+Said = str | Part | Iterable[str | Part]  # a turn as it is said to a conversation; a string is one text
 Answer = Text | Spoken
 P = TypeVar("P")
+
+
+def parts_of(said: Said) -> tuple[Part, ...]:
+    """The parts of a turn. PromptError for what is neither text nor an input that was encoded."""
+    if isinstance(said, Iterable) and not isinstance(said, str | bytes | Mapping | Set):
+        return tuple(map(_part_of, said))
+    return (_part_of(said),)
+
+
+def _part_of(said: object) -> Part:
+    if isinstance(said, Part):
+        return said
+    if isinstance(said, str):
+        return Text(said)
+    raise PromptError(
+        f"a turn holds {type(said).__name__}; give text, and what `hear`, `look` and `watch` of an open bundle return"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,15 +135,14 @@ class PromptFormat:
         draft.template(self._dated(after, now))
         return replace(draft.prompt(waits), keeps_blanks=bool(text) and self.template.blanks_behind_system)
 
-    def user_turn(
-        self, parts: Sequence[Part], spoken: bool, *, behind: Prompt | None = None, waits: bool = False
-    ) -> Prompt:
+    def user_turn(self, said: Said, spoken: bool, *, behind: Prompt | None = None, waits: bool = False) -> Prompt:
         """What the user said and showed, up to where the answer begins; `spoken`: the answer shall be heard.
 
         It `waits` for an answer that is given, and is otherwise to be answered. Raises PromptError for a turn without
-        text and media, for media that the bundle does not take or whose arrays have another shape than it expects,
-        and where it cannot speak.
+        text and media or with anything else, for media that the bundle does not take or whose arrays have another
+        shape than it expects, and where it cannot speak.
         """
+        parts = parts_of(said)
         if not any(part.text.strip() if isinstance(part, Text) else True for part in parts):
             raise PromptError("the turn is empty: give it a text, an audio, an image or a video")
         draft = _continued(self, behind, "start")

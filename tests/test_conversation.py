@@ -133,6 +133,23 @@ def test_an_answer_stops_where_the_context_is_full(engine: Engine) -> None:
     assert len(conversation.context.ids) == room
 
 
+def test_a_text_is_answered_as_a_text_and_not_letter_by_letter(engine: Engine, heard: Audio) -> None:
+    answers = []
+    for said in ("and this?", [Text("and this?")]):
+        conversation = Conversation.open(engine)
+        answers.append(done(conversation.reply(said, WRITTEN)).text)
+        answers.append(done(conversation.reply([heard, *([said] if isinstance(said, str) else said)], WRITTEN)).text)
+    assert answers[:2] == answers[2:]
+
+
+def test_what_is_no_turn_leaves_the_conversation_as_it_was(engine: Engine) -> None:
+    conversation = Conversation.open(engine)
+    pending = conversation._pending
+    with pytest.raises(PromptError, match="a turn holds dict"):
+        list(conversation.reply({"role": "user", "content": "hello"}, WRITTEN))  # type: ignore[arg-type]
+    assert conversation._pending is pending and not conversation.context.ids
+
+
 def test_an_empty_turn_is_refused(engine: Engine) -> None:
     with pytest.raises(PromptError, match="empty"):
         list(Conversation.open(engine).reply([Text("  ")], WRITTEN))

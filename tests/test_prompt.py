@@ -323,3 +323,18 @@ def test_pieces_to_read_join_to_the_text_and_only_the_last_is_short(text):
     assert "".join(pieces) == text
     assert all(len(piece) > 10 for piece in pieces[:-1])
     assert all(pieces)
+
+
+def test_a_turn_may_be_one_text_one_part_or_several_of_both():
+    for said in ("hello", Text("hello"), ["hello"], ("he", Text("llo")), iter(["hello"])):
+        np.testing.assert_array_equal(CHAT.user_turn(said, False).ids, CHAT.user_turn([Text("hello")], False).ids)
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [(None, "NoneType"), (3, "int"), (b"hello", "bytes"), ({"role": "user"}, "dict"), ({"hello"}, "set"),
+     ([{"role": "user"}], "dict"), ([None], "NoneType"), (Path("a.wav"), "PosixPath"), (["a", ["b"]], "list")],
+)  # fmt: skip
+def test_what_is_no_part_of_a_turn_is_refused_by_its_type(said, kind):
+    with pytest.raises(PromptError, match=f"a turn holds {kind}; give text"):
+        CHAT.user_turn(said, False)
