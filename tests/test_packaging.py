@@ -32,14 +32,17 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_source_and_data_file_is_in_the_wheel(wheel: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files", *OURS], capture_output=True, text=True, cwd=ROOT, check=False)
+    tracked = subprocess.run(
+        ["git", "ls-files", "edgeomni.py", *OURS], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     listed = tracked.stdout.split() or [
         path.relative_to(ROOT).as_posix() for floor in OURS for path in (ROOT / floor).rglob("*.[pjt][ys]*")
     ]
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {path for path in listed if (ROOT / path).is_file()} <= names
-    assert {path.split("/")[0] for path in names if ".dist-info" not in path} == set(OURS)
+    assert {path.split("/")[0] for path in names if ".dist-info" not in path} == {"edgeomni.py", *OURS}
+    assert {f"{floor}/py.typed" for floor in OURS} <= names
     assert any(path.endswith((".json", ".toml")) for path in names)
 
 
@@ -57,7 +60,7 @@ def test_no_other_distribution_owns_our_names(installed: Path) -> None:
         env={"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     owners = json.loads(done.stdout)
-    for name in OURS:
+    for name in ("edgeomni", *OURS):
         assert set(owners[name]) == {"edgeomni"}
 
 
