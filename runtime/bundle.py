@@ -113,6 +113,11 @@ class AudioFrontEnd:
     stride: Count  # log-mel frames an encoder frame
     codebook_sizes: tuple[Count, ...]
 
+    @property
+    def samples_a_code(self) -> int:
+        """How much sound one position of the language model stands for."""
+        return self.hop_length * self.stride * self.avg_pooler
+
 
 @dataclass(frozen=True, config=STRICT)
 class VisionFrontEnd:

@@ -60,7 +60,8 @@ class Engine:
     def hear(self, source: str | Path | NDArray[np.float32]) -> Audio:
         """Encode an audio file, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if it cannot."""
         front = self._ears()
-        wave = source if isinstance(source, np.ndarray) else load_mono(source, front.sampling_rate)
+        longest = self.manifest.cache.max_positions * front.samples_a_code / front.sampling_rate
+        wave = source if isinstance(source, np.ndarray) else load_mono(source, front.sampling_rate, longest)
         return Audio(np.concatenate(list(self.codes_of(wave))))
 
     def codes_of(self, wave: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
