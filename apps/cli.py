@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apps import cache_command, list_command
 from apps.options import (
     RECIPES,
     Bundle,
@@ -54,6 +55,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cache_command.app, name="cache")
+app.command("list")(list_command.show)
 
 
 def show_version(wanted: bool) -> None:

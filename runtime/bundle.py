@@ -10,7 +10,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic.dataclasses import dataclass
 
 from runtime.errors import BundleError
-from runtime.files import sha256_of
+from runtime.files import is_file, sha256_of
 from runtime.vouched import holds, sample_of
 
 SCHEMA_VERSION = 1
@@ -361,7 +361,7 @@ def pieces_of(document: Mapping[str, Any], subject: str) -> int | None:
 def is_bundle(folder: Path) -> bool:
     """Whether `folder`/manifest.json is one of ours, of whatever version; other programs use that name as well."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = json.loads((folder / MANIFEST).read_bytes()) if is_file(folder / MANIFEST) else None
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and {"schema_version", "family", "graphs"} <= found.keys()

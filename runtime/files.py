@@ -29,6 +29,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """All of the text or nothing, also when two processes write at once; OSError where it cannot be written."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def cache_folder() -> Path:
     """Where packed weights and the like are kept: $XDG_CACHE_HOME/edgeomni, else ~/.cache/edgeomni.
 

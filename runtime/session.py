@@ -18,6 +18,7 @@ import onnxruntime as ort
 from runtime.bundle import MANIFEST, Graph, Port, sha256_of
 from runtime.errors import BundleError, EdgeOmniError
 from runtime.files import exists, is_file
+from runtime.packed import note_use
 
 # On CUDA fp32 multiplies in TF32 unless told not to, which moves RVQ codes and adds up over Euler steps; and cuDNN's
 # exhaustive search for convolution algorithms would run anew at every change of length.
@@ -258,6 +259,7 @@ def _open_prepacked(folder: Path, graph: Graph, options: Options) -> ort.Inferen
         with suppress(OSError, BundleError):  # a full or read-only disk costs the copy, and no more than that
             _write_prepacked(folder, graph, options, home)
         give_back_freed()
+    note_use(home, folder, graph.file, ort.__version__)
     if is_file(home / "graph.onnx"):  # else its copy cannot be used
         try:
             return _open(home / "graph.onnx", options, options.session_options())

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
+import re
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from runtime.cached import Entry, extent, inside, unfinished
 from runtime.errors import EdgeOmniError
-from runtime.files import cache_folder, sha256_of
+from runtime.files import cache_folder, sha256_of, write_whole
 
 NOTES = "vouched"  # folder, in the cache, of what was found out of large files
 BLOCK, BLOCKS = 4096, 64  # bytes of a sample's pieces, and how many there are
@@ -55,13 +58,26 @@ def identity(path: Path) -> Identity:
     return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
 
-def forget(everything: bool) -> None:
-    """Remove what was remembered of files that are gone, or of all."""
-    with suppress(OSError, EdgeOmniError):
-        for note in (cache_folder() / NOTES).iterdir():
-            found = _read(note)
-            if everything or not isinstance(found, dict) or not os.path.lexists(str(found.get("path"))):
-                note.unlink(missing_ok=True)
+def entries(cache: Path) -> Iterator[Entry]:
+    """All that is remembered in the cache folder, each by the file that it is about."""
+    for note in inside(cache / NOTES):
+        nbytes, used = extent(note)
+        if re.fullmatch(r"[0-9a-f]{32}\.\d+", note.name):
+            yield unfinished(note)
+        elif re.fullmatch("[0-9a-f]{32}", note.name):
+            owner, unneeded = _about(note)
+            yield Entry(note, "checksum", owner, "", nbytes, used, unneeded)
+
+
+def _about(note: Path) -> tuple[str, str | None]:
+    """The file that is remembered, and why that is of no use any more."""
+    found = None if note.is_symlink() else _read(note)
+    if not isinstance(found, dict) or not isinstance(path := found.get("path"), str):
+        return "", "nothing says what it belongs to"
+    try:
+        return path, None if list(identity(Path(path))) == found.get("identity") else "the file was changed"
+    except (OSError, ValueError):
+        return path, "the file is gone"
 
 
 def _note(path: Path) -> Path | None:
@@ -71,7 +87,7 @@ def _note(path: Path) -> Path | None:
 
 
 def _noted(path: Path, state: Identity, sha256: str) -> dict[str, Any]:
-    return {"path": os.fsencode(path.resolve()).decode("utf-8", "replace"), "identity": list(state), "sha256": sha256}
+    return {"path": str(path.resolve()), "identity": list(state), "sha256": sha256}
 
 
 def _read(note: Path) -> Any:
@@ -82,12 +98,7 @@ def _read(note: Path) -> Any:
 
 
 def _write(note: Path, content: dict[str, Any]) -> None:
-    """All of it or nothing; a full or read-only place costs the next opening the time, and no more than that."""
+    """A full or read-only place costs the next opening the time, and no more than that."""
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_name(f"{note.name}.{os.getpid()}")
-        try:
-            scratch.write_text(json.dumps(content), encoding="utf-8")
-            scratch.replace(note)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_whole(note, json.dumps(content))
