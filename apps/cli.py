@@ -24,15 +24,20 @@ from apps.options import (
     LowLatency,
     MaxFrames,
     MaxNew,
+    MinP,
     NoCache,
     Official,
     PartialCalibration,
     Profile,
+    RepeatPenalty,
     Seed,
     ShowSuites,
     SuiteData,
     SuiteNames,
+    Temperature,
     Threads,
+    TopK,
+    TopP,
     TurnFiles,
     VadName,
     Workers,
@@ -338,6 +343,11 @@ def chat(
     as_json: Json = False,
     threads: Threads = 0,
     max_new: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer in text.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repeat_penalty: RepeatPenalty = None,
+    min_p: MinP = None,
     low_latency: LowLatency = False,
     compat: Official = "right",
     no_cache: NoCache = False,
@@ -345,11 +355,16 @@ def chat(
     """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
     from apps import terminal
     from runtime.conversation import Choices
+    from runtime.sampling import SamplingOptions
 
+    sampling = SamplingOptions(temperature, top_p, top_k, repeat_penalty, min_p)
+    if greedy and sampling.draws:
+        raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
     if bundle is not None and text is None and not could_be_folder(bundle):
         bundle, text = None, bundle
     engine = open_engine(Path(bundle) if bundle is not None else embedded(), threads, compat, no_cache)
-    choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact", max_new=max_new)
+    mode = "prefix" if low_latency else "exact"
+    choices = Choices(greedy=greedy, mode=mode, max_new=max_new, sampling=sampling)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
     if text is not None or session.attached:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from apps import chat_settings
 from apps.streams import json_text
 from apps.typed import command_of, paths_of, refuse_bytes
 from runtime.audio import Wave, write_wav
@@ -25,6 +26,7 @@ from runtime.speech import SpeechDecoder
 HELP = """\
 /audio PATH, /image PATH, /video PATH   show it with the next turn (an empty line then sends it alone)
 /speak PATH.wav, /speak off             answer in speech, or in text again
+/set NAME VALUE                         draw words otherwise: temperature, top-p, top-k, repeat-penalty, min-p
 /reset                                  begin a new conversation
 /quit                                   leave (so does Ctrl-D)
 Ctrl-C interrupts an answer; what was said until then stays in the conversation."""
@@ -265,10 +267,17 @@ class Chat:
                 self.attach([], [], paths_of(argument))
             case "/speak":
                 self.speak, self.answers = self._asked_speech(argument), 0
+            case "/set":
+                self._set(argument)
             case _ if line.strip() or self.attached:
                 refuse_bytes(line)
                 self.answer(line if line.strip() else None, stop)
         return True
+
+    def _set(self, argument: str) -> None:
+        if argument:
+            self.choices = chat_settings.changed(self.choices, argument)
+        print(chat_settings.described(self.choices, self.engine.manifest.generation.text.sampling), file=sys.stderr)
 
     def _asked_speech(self, argument: str) -> Path | None:
         if not argument:

@@ -9,7 +9,7 @@ from runtime.errors import EdgeOmniError
 from runtime.files import exists
 
 WITH_PATHS = ("/audio", "/image", "/video")
-COMMANDS = ("/quit", "/exit", "/help", "/reset", "/speak", *WITH_PATHS)
+COMMANDS = ("/quit", "/exit", "/help", "/reset", "/speak", "/set", *WITH_PATHS)
 ALONE = ("/quit", "/exit", "/help", "/reset")  # what follows one of these makes it a sentence: "/quit smoking: how?"
 
 

@@ -11,19 +11,24 @@ from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
 from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Audio, Part, Prompt, Text, split_for_speech
-from runtime.reply import Steps, audio_step, spoken_reply, text_reply
+from runtime.reply import Steps, Writer, audio_step, spoken_reply, text_reply
+from runtime.sampling import AS_BUNDLE, SamplingOptions
 from runtime.speech import Mode, SpeechDecoder
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How one reply is made. `zero_noise` silences every random draw of the speech decoder, for comparisons."""
+    """How one reply is made. `zero_noise` silences every random draw of the speech decoder, for comparisons.
+
+    `greedy` takes the likeliest token and code always, whatever `sampling` says, which is of text alone.
+    """
 
     spoken: bool = False
     greedy: bool = False
     mode: Mode = "exact"
     zero_noise: bool = False
     max_new: int | None = None  # tokens of a text answer; None: the bundle's default
+    sampling: SamplingOptions = AS_BUNDLE
 
 
 PLAIN = Choices()
@@ -81,12 +86,15 @@ class Conversation:
 
     def written(self, step: Step, choices: Choices) -> Steps:
         """The steps of an answer in text."""
-        return text_reply(self.context, self.engine.writer(self.rng, choices.greedy), step)
+        return text_reply(self.context, self._writer(choices), step)
 
     def spoken(self, choices: Choices) -> Steps:
         """The steps of a spoken answer."""
-        writer, voice = self.engine.writer(self.rng, choices.greedy), self.engine.voice(choices.greedy)
-        return spoken_reply(self.context, writer, voice, self.engine.compat)
+        voice = self.engine.voice(choices.greedy)
+        return spoken_reply(self.context, self._writer(choices), voice, self.engine.compat)
+
+    def _writer(self, choices: Choices) -> Writer:
+        return self.engine.writer(self.rng, choices.greedy, choices.sampling)
 
     def read_aloud(self, others: Sequence[str], choices: Choices) -> Steps:
         """The steps of reading a text whose first piece is pending and whose other pieces follow it."""

@@ -14,6 +14,7 @@ from runtime.errors import EdgeOmniError, PromptError
 from runtime.image import Grid, Rgb, patches, read_image, rotary_positions
 from runtime.prompt import Audio, Image, Video, prompt_format
 from runtime.reply import Compat, Voice, Writer
+from runtime.sampling import AS_BUNDLE, SamplingOptions
 from runtime.session import Options, Session
 from runtime.speech import Mode, SpeechDecoder
 from runtime.tokenizer import Tokenizer
@@ -109,8 +110,8 @@ class Engine:
         embed_audio = self.session("embed_audio") if "embed_audio" in self.manifest.graphs else None
         return Context(self.manifest, self.session("decoder"), self.session("embed_tokens"), embed_audio)
 
-    def writer(self, rng: np.random.Generator, greedy: bool) -> Writer:
-        return Writer(self.manifest, self.tokenizer, self.session("lm_head"), rng, greedy)
+    def writer(self, rng: np.random.Generator, greedy: bool, options: SamplingOptions = AS_BUNDLE) -> Writer:
+        return Writer(self.manifest, self.tokenizer, self.session("lm_head"), rng, greedy, options)
 
     def voice(self, greedy: bool) -> Voice:
         """The audio head; EdgeOmniError where the bundle cannot speak."""

@@ -11,7 +11,7 @@ from runtime.bundle import Manifest, Sampling, Step
 from runtime.context import Context
 from runtime.errors import EdgeOmniError
 from runtime.events import Event, Finish, StepDone, TextDelta
-from runtime.sampling import NOTHING, banned_in_text, gumbel, sample
+from runtime.sampling import AS_BUNDLE, NOTHING, SamplingOptions, banned_in_text, gumbel, sample
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
 
@@ -58,6 +58,7 @@ class Writer:
     lm_head: Session
     rng: np.random.Generator
     greedy: bool
+    options: SamplingOptions = AS_BUNDLE
 
     def __post_init__(self) -> None:
         self.banned = banned_in_text(self.manifest.tokens, self.manifest.known_tokens, self.manifest.vocab_size)
@@ -69,7 +70,8 @@ class Writer:
         """
         inputs = tuple(context.ids)
         stream = self.tokenizer.stream()
-        sampling = replace(step.sampling, greedy=True) if self.greedy else step.sampling
+        sampling = self.options.of(step.sampling)
+        sampling = replace(sampling, greedy=True) if self.greedy else sampling
         finish: Finish = "length"
         for _ in range(step.max_new):
             if context.room < 1:
