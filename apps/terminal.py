@@ -38,6 +38,7 @@ UNPRINTABLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if 
 ENDINGS: dict[Finish | None, str] = {
     "length": "cut at its longest",
     "context": "the context is full",
+    "repeats": "it went round in a loop and was ended; a repeat-penalty of 1.1 or another temperature may help",
     "unaddressed": "not answered: the model found that nobody spoke to it",
 }
 

@@ -29,6 +29,7 @@ class Choices:
     zero_noise: bool = False
     max_new: int | None = None  # tokens of a text answer; None: the bundle's default
     sampling: SamplingOptions = AS_BUNDLE
+    stop_loops: bool = True  # end an answer that goes round in a loop
 
 
 PLAIN = Choices()
@@ -94,7 +95,8 @@ class Conversation:
         return spoken_reply(self.context, self._writer(choices), voice, self.engine.compat)
 
     def _writer(self, choices: Choices) -> Writer:
-        return self.engine.writer(self.rng, choices.greedy, choices.sampling)
+        writer = self.engine.writer(self.rng, choices.greedy, choices.sampling)
+        return replace(writer, stop_loops=choices.stop_loops)
 
     def read_aloud(self, others: Sequence[str], choices: Choices) -> Steps:
         """The steps of reading a text whose first piece is pending and whose other pieces follow it."""

@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# The model ended it; its limit was reached; the context is full; the model found that nobody spoke to it.
-Finish = Literal["end", "length", "context", "unaddressed"]
+# The model ended it; its limit was reached; the context is full; it went round in a loop; the model found that nobody
+# spoke to it.
+Finish = Literal["end", "length", "context", "repeats", "unaddressed"]
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,22 @@
 """The chat command as a hobbyist keeps it open: settings, loops, long conversations, reading, commands, history."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain, cycle
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apps import chat_settings
+from apps import chat_settings, terminal
 from runtime.bundle import Sampling
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.events import ReplyDone
+from runtime.events import Event, ReplyDone, StepDone
 from runtime.prompt import Text
+from runtime.repetition import ENDLESS, JUDGED, loops
 from runtime.sampling import SamplingOptions
 from tests.test_cli import Run, edgeomni, omni, one_message
 from tests.tiny import omni_bundle
@@ -23,14 +29,18 @@ def engine() -> Engine:
     return Engine(omni_bundle())
 
 
+def done(events: Iterator[Event]) -> ReplyDone:
+    *_, last = events
+    assert isinstance(last, ReplyDone)
+    return last
+
+
 # Sampling
 
 
 def test_a_setting_changes_the_answer_in_python_and_greedy_overrules_it(engine: Engine) -> None:
     def said(choices: Choices) -> str:
-        *_, done = Conversation.open(engine, seed=3).reply([Text("hello")], choices)
-        assert isinstance(done, ReplyDone)
-        return done.text
+        return done(Conversation.open(engine, seed=3).reply([Text("hello")], choices)).text
 
     short = Choices(max_new=20)
     cold = replace(short, sampling=SamplingOptions(temperature=0))
@@ -81,3 +91,77 @@ def test_a_setting_goes_back_to_the_bundles_and_ends_greedy_where_it_draws() -> 
     back = chat_settings.changed(warm, "temperature default")
     assert chat_settings.described(back, bundled).startswith("temperature 0.8 · ")
     assert "always the likeliest" in chat_settings.described(chat_settings.changed(warm, "temperature 0"), bundled)
+
+
+# Loops
+
+
+def saying(engine: Engine, monkeypatch: pytest.MonkeyPatch, ids: Iterator[int]) -> None:
+    """Let the model's scores be those of a script."""
+    vocabulary = engine.manifest.vocab_size
+    scores = ({"logits": np.eye(1, vocabulary, k, dtype=np.float32)} for k in ids)
+    monkeypatch.setattr(engine.session("lm_head"), "run", lambda **_: next(scores))
+
+
+def test_an_answer_that_goes_round_is_ended_while_it_does_and_the_conversation_goes_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = Conversation.open(engine)
+    rain = engine.tokenizer.encode("a gentle rain, ", special=False).tolist()
+    opening = engine.tokenizer.encode("It begins to fall: ", special=False).tolist()
+    with monkeypatch.context() as patch:
+        saying(engine, patch, chain(opening, cycle(rain)))
+        ended = done(conversation.reply([Text("hello")], Choices(greedy=True, max_new=1024)))
+    assert ended.finish == "repeats"
+    repeated = ended.timings.text_tokens - len(opening)
+    assert ENDLESS.shortest <= repeated <= ENDLESS.shortest + ENDLESS.times * len(rain)
+    assert done(conversation.reply([Text("and now?")], Choices(max_new=3))).timings.text_tokens <= 3
+    with monkeypatch.context() as patch:
+        saying(engine, patch, cycle(rain))
+        whole = done(conversation.reply([Text("hello")], Choices(greedy=True, max_new=150, stop_loops=False)))
+    assert (whole.finish, whole.timings.text_tokens) == ("length", 150)
+
+
+def test_a_loop_over_the_pieces_of_a_spoken_answer_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(omni_bundle())
+    steps = engine.manifest.generation
+    assert steps.first_text and steps.later_text and steps.audio
+    first, later = (replace(step, max_new=20) for step in (steps.first_text, steps.later_text))
+    short = replace(steps, first_text=first, later_text=later, audio=replace(steps.audio, max_new=2))
+    engine.manifest = replace(engine.manifest, generation=short)
+    rain = engine.tokenizer.encode("rain, ", special=False).tolist()
+    saying(engine, monkeypatch, cycle(rain))
+    events = list(Conversation.open(engine, seed=0).reply([Text("hello")], Choices(spoken=True, greedy=True)))
+    assert done(iter(events)).finish == "repeats"
+    assert sum(isinstance(event, StepDone) and event.kind == "text" for event in events) > 1
+
+
+def test_the_terminal_says_that_an_answer_was_ended_for_its_loop(
+    capsys: pytest.CaptureFixture[str], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saying(engine, monkeypatch, cycle(engine.tokenizer.encode("a gentle rain, ", special=False).tolist()))
+    terminal.Chat(engine, Choices(greedy=True)).answer("hello")
+    assert "it went round in a loop and was ended" in capsys.readouterr().err
+
+
+def by_definition(items: Sequence[int]) -> bool:
+    """A loop by its definition: a period of 1 to 16, four times or more, over 12 items and half of them all."""
+    for period in range(1, 17):
+        for length in range(max(4 * period, 12), len(items) + 1):
+            tail = items[len(items) - length :]
+            if 2 * length >= len(items) and all(tail[i] == tail[i - period] for i in range(period, length)):
+                return True
+    return False
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.lists(st.integers(0, 2), max_size=5), st.integers(0, 12))
+def test_the_detector_finds_what_its_definition_says(before: list[int], again: list[int], times: int) -> None:
+    items = [*before, *again * times]
+    assert loops(items, JUDGED) == by_definition(items)
+
+
+def test_a_table_and_a_refrain_are_no_loop_while_an_answer_is_made() -> None:
+    assert not loops([9, 8, *[1, 2] * 20], ENDLESS)
+    assert loops([9, 8, *[1, 2] * 24], ENDLESS)
+    assert not loops([*range(60)] * 3, ENDLESS)
+    assert loops([*range(500), *[1, 2] * 24], ENDLESS)
