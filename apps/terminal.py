@@ -18,7 +18,7 @@ from runtime.container import read_container
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
+from runtime.events import AudioChunk, Event, Finish, Forgotten, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Part, Text
 from runtime.sound_header import conversion
 from runtime.speech import SpeechDecoder
@@ -106,6 +106,8 @@ def one_answer(
     try:
         for event in events:
             text = answer.take(event)
+            if isinstance(event, Forgotten):
+                print(f"{event}; /reset begins anew", file=sys.stderr)
             if text and not as_json:
                 print(text.translate(UNPRINTABLE), end="", flush=True)
             if stop():

@@ -67,6 +67,21 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """The context was full: so many of the oldest pictures and whole turns went, and positions stay of those before."""
+
+    pictures: int
+    turns: int
+    before: int
+    kept: int
+
+    def __str__(self) -> str:
+        counted = ((self.pictures, "picture"), (self.turns, "turn"))
+        gone = [f"the oldest {n} {what}{'s' * (n > 1)}" for n, what in counted if n]
+        return f"forgot {' and '.join(gone)}: {self.before} positions were used, {self.kept} are kept"
+
+
+@dataclass(frozen=True)
 class ReplyDone:
     """The last event of a reply."""
 
@@ -75,4 +90,4 @@ class ReplyDone:
     timings: Timings
 
 
-Event = TextDelta | AudioChunk | StepDone | ReplyDone
+Event = Forgotten | TextDelta | AudioChunk | StepDone | ReplyDone

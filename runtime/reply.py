@@ -187,6 +187,7 @@ def audio_step(
         frames.append(codes)
         complete = int(codes[0]) == voice.end_code
         if not complete:
+            context.media[len(context.ids) - 1] = codes
             yield codes
     yield StepDone("audio", inputs, tuple(context.ids), np.array(frames))
     return complete

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, cycle
+from itertools import chain, cycle, islice
 
 import numpy as np
 import pytest
@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from apps import chat_settings, terminal
 from runtime.bundle import Sampling
+from runtime.context import Context
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
-from runtime.errors import EdgeOmniError
-from runtime.events import Event, ReplyDone, StepDone
-from runtime.prompt import Text
+from runtime.errors import EdgeOmniError, PromptError
+from runtime.events import Event, Forgotten, ReplyDone, StepDone
+from runtime.prompt import Audio, Image, Text
 from runtime.repetition import ENDLESS, JUDGED, loops
 from runtime.sampling import SamplingOptions
 from tests.test_cli import Run, edgeomni, omni, one_message
@@ -165,3 +166,97 @@ def test_a_table_and_a_refrain_are_no_loop_while_an_answer_is_made() -> None:
     assert loops([9, 8, *[1, 2] * 24], ENDLESS)
     assert not loops([*range(60)] * 3, ENDLESS)
     assert loops([*range(500), *[1, 2] * 24], ENDLESS)
+
+
+# Long conversations
+
+
+def small(most: int) -> Engine:
+    """The golden bundle with a context of so many positions."""
+    engine = Engine(omni_bundle())
+    engine.manifest = replace(engine.manifest, cache=replace(engine.manifest.cache, max_positions=most))
+    return engine
+
+
+def logits_behind(conversation: Conversation, context: Context) -> np.ndarray:
+    """What the model expects behind a question more, in this context."""
+    engine = conversation.engine
+    context.append(engine.format.user_turn([Text("so?")], spoken=False))
+    return engine.session("lm_head").run(hidden=context.hidden())["logits"]
+
+
+@pytest.mark.parametrize("system", [None, "", "be brief"])
+def test_a_conversation_is_never_ended_by_its_context_and_says_what_it_forgot(system: str | None) -> None:
+    engine = small(300)
+    conversation, forgotten, text = Conversation.open(engine, system, seed=0), [], ""
+    opening = engine.format.open_conversation(system).ids.tolist()
+    for number in range(12):
+        question = f"number {number}: why, and how?"
+        events = list(conversation.reply([Text(question)], Choices(max_new=20)))
+        forgotten += [event for event in events if isinstance(event, Forgotten)]
+        assert done(iter(events)).finish in ("end", "length")
+        ids = conversation.context.ids
+        assert ids[: len(opening)] == opening
+        text = engine.tokenizer.decode(ids, skip_special=False)
+        assert question in text and len(ids) <= 300
+    assert len(forgotten) > 1 and all(event.turns and event.kept <= 150 for event in forgotten)
+    assert "number 0" not in text and "number 10" in text
+    assert str(forgotten[0]).startswith("forgot the oldest ")
+
+
+def test_what_a_conversation_keeps_is_read_as_if_nothing_else_had_been_said() -> None:
+    engine = small(400)
+    conversation, rng = Conversation.open(engine, seed=0), np.random.default_rng(0)
+    assert engine.manifest.audio is not None
+    sizes = engine.manifest.audio.codebook_sizes
+    forgotten: list[Forgotten] = []
+    for number in range(8):
+        heard = Audio(rng.integers(0, min(sizes), (5, len(sizes))))
+        picture = Image(rng.standard_normal((30, engine.manifest.hidden_size)).astype(np.float32))
+        spoken = Choices(spoken=True, greedy=True, zero_noise=True)
+        reply = conversation.reply([heard, picture, Text(f"and {number}?")], spoken)
+        forgotten += [event for event in islice(reply, 12) if isinstance(event, Forgotten)]
+        reply.close()
+    assert any(event.pictures for event in forgotten) and any(event.turns for event in forgotten)
+    context, fresh = conversation.context, engine.context()
+    fresh.append(context.prompt(0, len(context.ids)))
+    assert fresh.ids == context.ids
+    np.testing.assert_allclose(logits_behind(conversation, context), logits_behind(conversation, fresh), atol=2e-4)
+
+
+def test_a_turn_that_no_forgetting_makes_room_for_is_refused_and_nothing_is_forgotten() -> None:
+    engine = small(300)
+    conversation, undisturbed = (Conversation.open(engine, seed=0) for _ in range(2))
+    for each in (conversation, undisturbed):
+        for number in range(4):
+            done(each.reply([Text(f"number {number}: why, and how?")], Choices(greedy=True, max_new=12)))
+    with pytest.raises(PromptError, match=r"this turn needs .* the model's context has 300; shorten it"):
+        list(conversation.reply([Text("a?" * 300)], Choices()))
+    last = [
+        done(each.reply([Text("hm?")], Choices(greedy=True, max_new=12))).text for each in (conversation, undisturbed)
+    ]
+    assert last[0] == last[1]
+
+
+def test_forgetting_for_an_answer_that_fails_has_not_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = small(300)
+    conversation, undisturbed = (Conversation.open(engine, seed=0) for _ in range(2))
+    longest = Choices(greedy=True, max_new=12)
+    for each in (conversation, undisturbed):
+        while each.context.room > 100:
+            done(each.reply([Text("why, and how?")], longest))
+    with monkeypatch.context() as patch:
+        patch.setattr(conversation.context, "hidden", lambda: np.full((1, engine.manifest.hidden_size), np.nan, "f4"))
+        with pytest.raises(EdgeOmniError, match="nan"):
+            list(conversation.reply([Text("a?" * 60)], longest))
+    said = [list(each.reply([Text("a?" * 60)], longest)) for each in (conversation, undisturbed)]
+    assert said[0][0] == said[1][0] and isinstance(said[0][0], Forgotten)
+    assert done(iter(said[0])).text == done(iter(said[1])).text
+    assert conversation.context.ids == undisturbed.context.ids and conversation.starts == undisturbed.starts
+
+
+def test_the_terminal_says_what_was_forgotten(capsys: pytest.CaptureFixture[str]) -> None:
+    chat = terminal.Chat(small(300), Choices(max_new=20), seed=0)
+    for _ in range(10):
+        chat.answer("why, and how?")
+    assert "; /reset begins anew" in capsys.readouterr().err
