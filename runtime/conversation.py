@@ -11,7 +11,8 @@ from runtime.context import selected
 from runtime.context_policy import Plan, Said, plan
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError, PromptError
-from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
+from runtime.events import AudioChunk, Event, Finish, Reading, ReplyDone, StepDone, TextDelta, Timings
+from runtime.generate import PIECE
 from runtime.prompt import Audio, Part, Prompt, Text, continued_by, split_for_speech
 from runtime.reply import Steps, Writer, audio_step, spoken_reply, text_reply
 from runtime.sampling import AS_BUNDLE, SamplingOptions
@@ -70,8 +71,8 @@ class Conversation:
     def reply(self, parts: Sequence[Part], choices: Choices = PLAIN) -> Generator[Event, None, None]:
         """Answer a turn. Close the generator to interrupt it: what was generated until then stays in the context.
 
-        PromptError for an empty turn or one that the context cannot hold; after any error the conversation stands as
-        before the turn.
+        PromptError for an empty turn or one that the context cannot hold; after any error, and when it is closed while
+        the turn is read, the conversation stands as before the turn.
         """
         assert self._pending is not None
         before, starts, turn = self._pending, self.starts, None
@@ -148,9 +149,10 @@ class Conversation:
 
     def run(self, steps: Steps, choices: Choices) -> Iterator[Event]:
         """Read what is pending, then pass on the events of `steps`, each segment's codes turned into audio."""
-        mark, tally = len(self.context.ids), Tally()
+        mark, tally, is_read = len(self.context.ids), Tally(), False
         try:
-            self._read_pending(tally)
+            yield from self._read_pending(tally)
+            is_read = True
             speech = self.engine.speech(self.rng, choices.mode, choices.zero_noise) if choices.spoken else None
             finish = yield from with_audio(steps, speech, tally)
             yield ReplyDone("".join(tally.text), finish, tally.total())
@@ -159,7 +161,9 @@ class Conversation:
             raise
         finally:
             steps.close()
-            if len(self.context.ids) > mark:
+            if not is_read:
+                self.context.truncate(mark)
+            elif len(self.context.ids) > mark:
                 self._pending = self._closing(choices.spoken) if self._asked is None else self._rewritten(mark)
 
     def written(self, step: Step, choices: Choices) -> Steps:
@@ -187,15 +191,18 @@ class Conversation:
             yield None
         return "end"
 
-    def _read_pending(self, tally: "Tally") -> None:
+    def _read_pending(self, tally: "Tally") -> Iterator[Reading]:
         """Read all but the last pending position, whose hidden state the first step asks for."""
         if self._pending is not None:
             self.context.append(self._pending)
             self._read = len(self._pending)
         self._pending = None
         positions = len(self.context.tail)
+        if positions > PIECE:
+            yield Reading(0, positions)
         for _ in self.context.read(keep=1):
-            pass
+            if len(self.context.tail) > 1:
+                yield Reading(positions - len(self.context.tail), positions)
         tally.prefilled(positions)
 
     def _rewritten(self, mark: int) -> Prompt:

@@ -82,6 +82,15 @@ class Forgotten:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """So many positions of a long prompt have been read, of all that are new. To cancel it is to close the reply: the
+    conversation stands as before the turn then."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ReplyDone:
     """The last event of a reply."""
 
@@ -90,4 +99,4 @@ class ReplyDone:
     timings: Timings
 
 
-Event = Forgotten | TextDelta | AudioChunk | StepDone | ReplyDone
+Event = Forgotten | Reading | TextDelta | AudioChunk | StepDone | ReplyDone

@@ -1,8 +1,10 @@
 """The chat command as a hobbyist keeps it open: settings, loops, long conversations, reading, commands, history."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, cycle, islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,16 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apps import chat_settings, terminal
+from apps.interrupt import interruptible
 from runtime.bundle import Sampling
 from runtime.context import Context
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError, PromptError
-from runtime.events import Event, Forgotten, ReplyDone, StepDone
+from runtime.events import Event, Forgotten, Reading, ReplyDone, StepDone
 from runtime.prompt import Audio, Image, Text
 from runtime.repetition import ENDLESS, JUDGED, loops
 from runtime.sampling import SamplingOptions
-from tests.test_cli import Run, edgeomni, omni, one_message
+from tests.test_cli import Run, Terminal, edgeomni, omni, one_message
 from tests.tiny import omni_bundle
 
 __all__ = ["edgeomni"]  # a fixture
@@ -260,3 +263,66 @@ def test_the_terminal_says_what_was_forgotten(capsys: pytest.CaptureFixture[str]
     for _ in range(10):
         chat.answer("why, and how?")
     assert "; /reset begins anew" in capsys.readouterr().err
+
+
+# Reading
+
+
+def test_reading_is_told_piece_by_piece_and_a_short_turn_is_just_read(engine: Engine) -> None:
+    conversation = Conversation.open(engine, seed=0)
+    short = list(conversation.reply([Text("hello")], Choices(max_new=2)))
+    assert not any(isinstance(event, Reading) for event in short)
+    events = list(conversation.reply([Text("why? " * 150)], Choices(max_new=2)))
+    told = [event for event in events if isinstance(event, Reading)]
+    assert told == events[: len(told)] and len(told) > 2
+    total = done(iter(events)).timings.prompt_positions
+    assert [event.done for event in told] == list(range(0, total - 1, 128))
+    assert all(event.total == total for event in told)
+
+
+@pytest.mark.parametrize("fills", [False, True])
+def test_a_turn_whose_reading_is_cancelled_has_not_been_said(fills: bool) -> None:
+    engine = small(700)
+    conversation, undisturbed = (Conversation.open(engine, seed=0) for _ in range(2))
+    longest = Choices(greedy=True, max_new=12)
+    for each in (conversation, undisturbed):
+        while (fills and each.context.room > 250) or not each.context.ids:
+            done(each.reply([Text("why, and how?")], longest))
+    cancelled = 0
+    for event in (reply := conversation.reply([Text("why? " * 60)], longest)):
+        if isinstance(event, Reading) and event.done:
+            cancelled += 1
+            reply.close()
+    assert cancelled == 1
+    said = [list(each.reply([Text("hm?" * 80)], longest)) for each in (conversation, undisturbed)]
+    assert isinstance(said[0][0], Forgotten) == fills
+    assert done(iter(said[0])).text == done(iter(said[1])).text
+    assert conversation.context.ids == undisturbed.context.ids
+
+
+def test_the_first_ctrl_c_takes_back_a_turn_that_is_being_read(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, pressed = terminal.Chat(engine, Choices(max_new=3), seed=0), []
+    read = chat.conversation.context.read
+
+    def pressing(**options: int) -> Iterator[np.ndarray]:
+        for hidden in read(**options):
+            if not pressed:
+                pressed.append(signal.raise_signal(signal.SIGINT))
+            yield hidden
+
+    monkeypatch.setattr(chat.conversation.context, "read", pressing)
+    with interruptible(engine) as stop, pytest.raises(EdgeOmniError):
+        chat.turn("why? " * 150, stop)
+    assert stop() and not chat.conversation.context.ids
+    chat.turn("Hello")
+    assert len(chat.conversation.context.ids) < 150
+
+
+def test_reading_is_seen_at_a_terminal_and_gives_way_to_the_answer(tmp_path: Path) -> None:
+    person = Terminal("chat", omni(), "--seed", 1, "--max-new", 3, cache=tmp_path)
+    person.expect("> ")
+    person.type("why, and how? " * 60)
+    assert "reading 0 of " in person.expect("reading 128 of ")
+    person.expect(" positions")
+    person.type("/quit")
+    assert person.leave() == 0
