@@ -1,9 +1,7 @@
 """A conversation on the terminal: text as it is certain, speech into a file, commands that begin with a slash."""
 
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -11,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps import chat_settings
-from apps.streams import json_text
+from apps.interrupt import Interrupt, interruptible
+from apps.streams import dim, json_text
 from apps.typed import command_of, paths_of, refuse_bytes
 from runtime.audio import Wave, write_wav
 from runtime.container import read_container
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
+from runtime.events import AudioChunk, Event, Finish, Forgotten, Reading, ReplyDone, StepDone, TextDelta, Timings
 from runtime.prompt import Part, Text
 from runtime.sound_header import conversion
 from runtime.speech import SpeechDecoder
@@ -29,7 +28,8 @@ HELP = """\
 /set NAME VALUE                         draw words otherwise: temperature, top-p, top-k, repeat-penalty, min-p
 /reset                                  begin a new conversation
 /quit                                   leave (so does Ctrl-D)
-Ctrl-C interrupts an answer; what was said until then stays in the conversation."""
+Ctrl-C interrupts an answer; what was said until then stays in the conversation. While your turn is still read, Ctrl-C
+takes it back."""
 
 # What a model writes may not move the cursor or change the colours of the terminal that shows it.
 UNPRINTABLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
@@ -38,6 +38,7 @@ UNPRINTABLE = {code: "\ufffd" for code in (*range(0x20), *range(0x7F, 0xA0)) if 
 ENDINGS: dict[Finish | None, str] = {
     "length": "cut at its longest",
     "context": "the context is full",
+    "repeats": "it went round in a loop and was ended; a repeat-penalty of 1.1 or another temperature may help",
     "unaddressed": "not answered: the model found that nobody spoke to it",
 }
 
@@ -101,10 +102,14 @@ def one_answer(
 
     `stop` is asked after each event; with `decoder`, what low latency cost is measured when the reply is over.
     """
-    answer = Answer()
+    answer, progress = Answer(), Progress()
     try:
         for event in events:
             text = answer.take(event)
+            if not as_json:
+                progress.show(event)
+            if isinstance(event, Forgotten):
+                print(dim(f"{event}; /reset begins anew", sys.stderr), file=sys.stderr)
             if text and not as_json:
                 print(text.translate(UNPRINTABLE), end="", flush=True)
             if stop():
@@ -140,26 +145,21 @@ def timing_line(answer: Answer, speech: Path | None) -> str:
     return " · ".join(shown)
 
 
-@contextmanager
-def interruptible(engine: Engine) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C asks the answer to end after its next piece; a second one stops the graph that is running.
+class Progress:
+    """How far a long prompt has been read, in a line that the answer takes the place of; nothing but on a terminal."""
 
-    Yields a function that says whether it was asked for.
-    """
-    presses = 0
+    def __init__(self) -> None:
+        self._width = 0
 
-    def pressed(*_: object) -> None:
-        nonlocal presses
-        presses += 1
-        if presses > 1:
-            engine.cancel()
-
-    before = signal.signal(signal.SIGINT, pressed)
-    try:
-        yield lambda: presses > 0
-    finally:
-        signal.signal(signal.SIGINT, before)
-        engine.rearm()
+    def show(self, event: Event) -> None:
+        if sys.stderr is None or not sys.stderr.isatty():
+            return
+        line = f"reading {event.done:,} of {event.total:,}" if isinstance(event, Reading) else ""
+        if line or self._width:
+            print(
+                f"\r{' ' * self._width}\r{dim(line, sys.stderr) if line else ''}", end="", file=sys.stderr, flush=True
+            )
+        self._width = len(line)
 
 
 @dataclass
@@ -203,6 +203,8 @@ class Chat:
         if choices.spoken:
             self.engine.open_all()  # before the clock of this answer starts
         events = self.conversation.reply(parts, choices)
+        if isinstance(stop, Interrupt):
+            events = stop.watching(events)
         approximate = choices.spoken and choices.mode == "prefix"
         decoder = self.engine.speech(np.random.default_rng(0), "exact", zero_noise=True) if approximate else None
         one_answer(events, self._speech_file(), self.as_json, stop, decoder)
@@ -238,12 +240,12 @@ class Chat:
             except KeyboardInterrupt:
                 print("\n(Ctrl-D or /quit to leave)")
                 continue
-            try:
-                with interruptible(self.engine) as stop:
+            with interruptible(self.engine) as stop:
+                try:
                     if not self.turn(line, stop, strict=True):
                         return None
-            except EdgeOmniError as error:
-                print(f"edgeomni: {error}", file=sys.stderr)
+                except EdgeOmniError as error:
+                    print("\ncancelled; nothing was added" if stop() else f"edgeomni: {error}", file=sys.stderr)
 
     def turn(self, line: str, stop: Callable[[], bool] = lambda: False, *, strict: bool = False) -> bool:
         """One line of input: a command or something to answer. False if it ends the conversation.

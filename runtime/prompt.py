@@ -89,6 +89,14 @@ def concat(pieces: Sequence[Prompt]) -> Prompt:
     )
 
 
+def continued_by(first: Prompt, then: Prompt) -> Prompt:
+    """Two pieces as one, of which the first does not wait and the second may."""
+    assert not first.run, "a piece whose text waits is to be continued, not put beside another"
+    media = {"codes": [first.codes, then.codes], "rows": [first.rows, then.rows]}
+    joined = {name: np.concatenate([part for part in parts if len(part)] or parts[:1]) for name, parts in media.items()}
+    return replace(then, ids=np.concatenate([first.ids, then.ids]), **joined)
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """How one bundle spells a conversation. Template strings name special tokens; the texts in between never do."""
@@ -162,6 +170,10 @@ class PromptFormat:
             draft.answer(part)
         draft.template(self._assistant(spoken)[1])
         return draft.prompt(waits)
+
+    def closed(self, piece: Prompt) -> Prompt:
+        """A piece that waits, as if nothing but a special token came behind it."""
+        return _continued(self, piece, "text").prompt()
 
     def open_user(self) -> Prompt:
         """The beginning of a user turn that comes in pieces."""
