@@ -124,12 +124,13 @@ def record(entry: "Entry") -> dict[str, Any]:
 
 
 def _table(found: Sequence["Entry"]):
-    """A row for all that is of one kind, of one owner and equally needed; the largest first."""
+    """A row for all that is of one kind, of one owner (or, of single files, in one folder) and equally needed."""
     from apps.tables import size, table
 
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in found:
-        groups.setdefault((entry.owner, entry.kind, entry.unneeded or ""), []).append(entry)
+        owner = str(Path(entry.owner).parent) if entry.kind == "checksum" and entry.owner else entry.owner
+        groups.setdefault((owner, entry.kind, entry.unneeded or ""), []).append(entry)
     rows = table("belongs to", "what", "size>", "last used", "why it is not needed")
     for (owner, kind, unneeded), group in sorted(groups.items(), key=lambda row: -total(row[1])):
         times = f" × {len(group)}" if len(group) > 1 else ""

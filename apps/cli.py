@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from apps import cache_command, list_command
+from apps.names import NANO, bundle_named, with_bundle
 from apps.options import (
     RECIPES,
     Bundle,
@@ -27,6 +28,7 @@ from apps.options import (
     MinP,
     NoCache,
     Official,
+    OptionalBundle,
     PartialCalibration,
     Profile,
     RepeatPenalty,
@@ -198,7 +200,9 @@ def quantize_cache(
 
 @app.command()
 def inspect(
-    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="Folder that an export wrote.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Argument(metavar="BUNDLE", parser=bundle_named, help="Folder that an export wrote, or nano.")
+    ] = None,
     as_json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of manifest.json.")] = False,
 ) -> None:
@@ -275,8 +279,12 @@ def record(
 
 @app.command()
 def compare(
-    reference: Annotated[Path, typer.Argument(metavar="REF", help="A bundle, or what `edgeomni record` wrote.")],
-    candidate: Annotated[Path, typer.Argument(metavar="CAND", help="The bundle that is to be judged.")],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REF", parser=bundle_named, help="A bundle, or what `edgeomni record` wrote.")
+    ],
+    candidate: Annotated[
+        Path, typer.Argument(metavar="CAND", parser=bundle_named, help="The bundle that is to be judged.")
+    ],
     report: Annotated[Path, typer.Option(metavar="DIR", help="Folder for report.html, report.md and report.json.")],
     turns: TurnFiles = None,
     suite: SuiteNames = None,
@@ -320,8 +328,9 @@ def compare(
     settings = Settings(
         turn_sources(turns, suite, data, limit, seed), Limits(max_new, max_frames, seed), threads, no_cache
     )
+    listener = str(bundle_named(NANO)) if recogniser == NANO else recogniser
     found = compare_command(
-        reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or (), recogniser, ray
+        reference, candidate, report, settings, gates, swap_turns, margin, as_json, beside or (), listener, ray
     )
     emit(report_record(found)) if as_json else show(found, report)
     raise typer.Exit(0 if found.passed else 1)
@@ -329,9 +338,7 @@ def compare(
 
 @app.command()
 def chat(
-    bundle: Annotated[
-        str | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
-    ] = None,
+    bundle: OptionalBundle = None,
     text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
@@ -362,7 +369,8 @@ def chat(
         raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
     if bundle is not None and text is None and not could_be_folder(bundle):
         bundle, text = None, bundle
-    engine = open_engine(Path(bundle) if bundle is not None else embedded(), threads, compat, no_cache)
+    greeted = text is None and sys.stdin is not None and sys.stdin.isatty()
+    engine = open_engine(bundle_or_nano(bundle, quiet=greeted), threads, compat, no_cache)
     mode = "prefix" if low_latency else "exact"
     choices = Choices(greedy=greedy, mode=mode, max_new=max_new, sampling=sampling)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
@@ -375,9 +383,7 @@ def chat(
 
 @app.command()
 def talk(
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
-    ] = None,
+    bundle: OptionalBundle = None,
     mic: Annotated[str | None, typer.Option(help="Microphone, by number or a part of its name.")] = None,
     speaker: Annotated[str | None, typer.Option(help="Loudspeaker, by number or a part of its name.")] = None,
     camera: Annotated[str | None, typer.Option(help="Begin with this camera, or video file, on.")] = None,
@@ -421,6 +427,7 @@ def talk(
 ) -> None:
     """Hold a live conversation by microphone, loudspeaker and camera; it may be interrupted by speaking."""
     from apps import talk_command
+    from apps.embedded import REMEMBERED
 
     if explain:
         return emit(talk_command.explanation()) if as_json else talk_command.explain()
@@ -438,36 +445,43 @@ def talk(
     if simulate is None and any(given.values()):
         wanted = ", ".join(name for name, path in given.items() if path)
         raise EdgeOmniError(f"{wanted} belongs to a simulated conversation; add --simulate FILE.wav")
-    if bundle is None and remember is None:
-        from apps.embedded import REMEMBERED as remember
+    if remember is None and bundle in (None, NANO):
+        remember = REMEMBERED
     chosen = talk_command.Chosen(vad, not no_aec, half_duplex, push_to_talk, system, seed, greedy, remember)
     if simulate is not None:
         files = talk_command.Files(simulate, frames, out, log, trace)
         talk_command.check_files(files)
-        engine = open_engine(bundle if bundle is not None else embedded(), threads, "right", no_cache)
+        engine = open_engine(bundle_or_nano(bundle), threads, "right", no_cache)
         record = talk_command.from_files(engine, chosen, files, fast, as_json)
         return emit(record) if as_json else None
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise EdgeOmniError("talk needs a terminal to show itself on; without one, use talk --simulate FILE.wav")
-    engine = open_engine(bundle if bundle is not None else embedded(), threads, "right", no_cache)
+    engine = open_engine(bundle_or_nano(bundle), threads, "right", no_cache)
     return talk_command.talk(engine, chosen, talk_command.Devices(mic, speaker, camera))
 
 
 @app.command()
-def transcribe(bundle: Bundle, audio: Path, as_json: Json = False, threads: Threads = 0, no_cache: NoCache = False):
-    """Write down what an audio file says (checkpoints with a transcription prompt, that is -Base)."""
+def transcribe(
+    bundle: OptionalBundle = None,
+    audio: Annotated[str | None, typer.Argument(metavar="AUDIO", help="wav, flac, mp3 or ogg.")] = None,
+    as_json: Json = False,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+) -> None:
+    """Write down what an audio file says (nano, and checkpoints with a transcription prompt, that is -Base)."""
     from apps import terminal
     from runtime import conversation
 
-    engine = open_engine(bundle, threads, "right", no_cache)
+    bundle, audio = with_bundle(bundle, audio, wanted="the name of an audio file")
+    engine = open_engine(bundle_named(bundle), threads, "right", no_cache)
     terminal.one_answer(conversation.transcribe(engine, engine.hear(audio)), None, as_json)
 
 
 @app.command()
 def say(
-    bundle: Bundle,
-    text: str,
-    out: Annotated[Path, typer.Argument(metavar="OUT.wav")],
+    bundle: OptionalBundle = None,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What to read aloud.")] = None,
+    out: Annotated[str | None, typer.Argument(metavar="OUT.wav", help="The file to write.")] = None,
     seed: Seed = None,
     greedy: Greedy = False,
     as_json: Json = False,
@@ -475,13 +489,14 @@ def say(
     low_latency: LowLatency = False,
     no_cache: NoCache = False,
 ) -> None:
-    """Read a text aloud (checkpoints with a reading prompt, that is -Base)."""
+    """Read a text aloud (nano, and checkpoints with a reading prompt, that is -Base)."""
     from apps import terminal
     from runtime.conversation import Choices, read_aloud
 
-    engine = open_engine(bundle, threads, "right", no_cache)
+    bundle, text, out = with_bundle(bundle, text, out, wanted="a text and the name of a WAV file")
+    engine = open_engine(bundle_named(bundle), threads, "right", no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact")
-    terminal.one_answer(read_aloud(engine, text, choices, seed), out, as_json)
+    terminal.one_answer(read_aloud(engine, text, choices, seed), Path(out), as_json)
 
 
 @app.command()
@@ -562,16 +577,14 @@ def refuse_both(standalone: bool, link: bool) -> None:
 def could_be_folder(argument: str) -> bool:
     """Whether the only argument names a bundle rather than says something: it exists, or is spelled as a path."""
     rooted = argument.startswith(("/", "./", "../", "~/"))
-    return exists(argument) or rooted or (os.sep in argument and " " not in argument)
+    return argument == NANO or exists(argument) or rooted or (os.sep in argument and " " not in argument)
 
 
-def embedded() -> Path:
-    """The bundle of the checkpoint that comes along; says on stderr that it is used."""
-    from apps.embedded import embedded_bundle
-
-    bundle = embedded_bundle()
-    note(f"no bundle is named, so the embedded model answers, which knows a small world only ({bundle})")
-    return bundle
+def bundle_or_nano(bundle: str | None, quiet: bool = False) -> Path:
+    """The folder of the bundle that is named; where none is, the embedded one, and a word about it on stderr."""
+    if bundle is None and not quiet:
+        note("no bundle is named, so Nano answers, which is built in and knows a small world only")
+    return bundle_named(NANO if bundle is None else bundle)
 
 
 def open_engine(bundle: Path, threads: int, compat: Compat, no_cache: bool):

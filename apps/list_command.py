@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from apps.names import NANO
 from apps.options import Json
 from runtime.errors import EdgeOmniError
 from runtime.files import cache_folder, exists, is_file
@@ -48,6 +49,8 @@ def show(
             raise EdgeOmniError(f"{folder} is no folder; name folders that hold bundles")
     paths = below(folders) if folders else (*below([Path()]), *opened())
     found = [told(path) for path in once(paths)]
+    if not folders:
+        found += nano()
     if as_json:
         return print(json_text({"bundles": [asdict(bundle) for bundle in found]}, indent=1))
     rows = table("bundle", "model", "family", "precision", "size>")
@@ -57,7 +60,7 @@ def show(
         OUT.print(rows)
         line(f"Next: edgeomni chat {found[0].path}")
     else:
-        where = ", ".join(map(str, folders)) if folders else f"{Path.cwd()}, and none was opened before"
+        where = ", ".join(map(str, folders or [Path.cwd()]))
         line(f"There is no bundle in {where}. Next: edgeomni export CHECKPOINT -o BUNDLE")
     return None
 
@@ -79,6 +82,7 @@ def below(folders: Iterable[Path]) -> Iterator[Path]:
 
 def opened() -> Iterator[Path]:
     """Bundles that packed weights were made for and that are still there. None where there is no cache."""
+    from apps.embedded import is_embedded as is_ours
     from runtime.bundle import is_bundle
     from runtime.cached import inside
     from runtime.packed import read_note
@@ -86,7 +90,19 @@ def opened() -> Iterator[Path]:
     with suppress(EdgeOmniError, OSError):
         for home in inside(cache_folder().resolve()):
             note = read_note(home) if exists(home) else None
-            yield from (Path(bundle) for bundle in (note.bundles if note else ()) if is_bundle(Path(bundle)))
+            for bundle in map(Path, note.bundles if note else ()):
+                if is_bundle(bundle) and not is_ours(bundle):
+                    yield bundle
+
+
+def nano() -> Iterator[Found]:
+    """The embedded bundle, where there are weights for it, under the name that it has everywhere."""
+    from apps.embedded import RECIPE, made
+
+    with suppress(EdgeOmniError, OSError):
+        bundle = made()
+        later = Found("", "nano", "baichuan_omni_1_5", f"{RECIPE}, made when it is first used")
+        yield replace(later if bundle is None else told(bundle), path=NANO)
 
 
 def once(paths: Iterable[Path]) -> Sequence[Path]:

@@ -5,11 +5,21 @@ from typing import Annotated, Literal
 
 import typer
 
+from apps.names import bundle_named
+
 Profile = Literal["cpu", "cuda"]
 Compat = Literal["right", "official"]
 VadName = Literal["auto", "silero", "bundle", "energy"]
 
-Bundle = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `edgeomni export` wrote.")]
+Bundle = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", parser=bundle_named, help="Folder that `edgeomni export` wrote, or nano, which is built in."
+    ),
+]
+OptionalBundle = Annotated[
+    str | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one nano, which is built in.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines instead of a table.")]
 Seed = Annotated[int | None, typer.Option(help="Makes every random draw repeatable.")]
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token and code.")]

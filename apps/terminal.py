@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps import chat_settings
+from apps.embedded import greeting
 from apps.interrupt import Interrupt, interruptible
 from apps.streams import dim, json_text
 from apps.typed import command_of, paths_of, refuse_bytes
@@ -231,7 +232,7 @@ class Chat:
     def _converse(self) -> None:
         import readline  # noqa: F401  (importing it gives input() its history and line editing)
 
-        print(f"{self.engine.folder} ({self.engine.manifest.family}). /help for commands, Ctrl-D to leave.")
+        print(greeting(self.engine.folder, self.engine.manifest.family))
         while True:
             try:
                 line = input("> ")

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runtime.cached import Entry, extent, inside, unfinished
+from runtime.cached import Entry, extent, inside, is_folder, unfinished
 from runtime.errors import EdgeOmniError
 from runtime.files import cache_folder, sha256_of, write_whole
 
@@ -19,7 +19,7 @@ BLOCK, BLOCKS = 4096, 64  # bytes of a sample's pieces, and how many there are
 SETTLED_NS = 2_000_000_000  # a file system's clock may tick so seldom that a later change bears the same time
 
 Identity = tuple[int, int, int, int, int]
-_known: dict[tuple[Identity, str], bool] = {}
+_known: dict[Identity, str] = {}
 
 
 def sample_of(path: Path) -> str:
@@ -32,24 +32,29 @@ def sample_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def holds(path: Path, sha256: str) -> bool:
-    """Whether the content of a regular file has this checksum.
+def checksum(path: Path) -> str:
+    """sha256 of a regular file.
 
-    It is recomputed once and then remembered, in this process and in the cache folder, until the file is written to:
-    by device, inode, size and the times of its last changes. OSError if it cannot be read.
+    It is computed once and then remembered, in this process and in the cache folder, until the file is written to: by
+    device, inode, size and the times of its last changes. OSError if it cannot be read.
     """
     before = identity(path)
-    if (known := _known.get((before, sha256))) is not None:
+    if (known := _known.get(before)) is not None:
         return known
     note = _note(path)
-    if note is not None and _read(note) == _noted(path, before, sha256):
-        return True
-    held = sha256_of(path) == sha256
+    if note is not None and (noted := _noted_of(note, path, before)) is not None:
+        return noted
+    found = sha256_of(path)
     if identity(path) == before and time.time_ns() - max(before[3:]) > SETTLED_NS:
-        _known[before, sha256] = held
-        if held and note is not None:
-            _write(note, _noted(path, before, sha256))
-    return held
+        _known[before] = found
+        if note is not None:
+            _write(note, _content(path, before, found))
+    return found
+
+
+def holds(path: Path, sha256: str) -> bool:
+    """Whether the content of a regular file has this checksum; OSError if it cannot be read."""
+    return checksum(path) == sha256
 
 
 def identity(path: Path) -> Identity:
@@ -86,8 +91,15 @@ def _note(path: Path) -> Path | None:
     return None
 
 
-def _noted(path: Path, state: Identity, sha256: str) -> dict[str, Any]:
+def _content(path: Path, state: Identity, sha256: str) -> dict[str, Any]:
     return {"path": str(path.resolve()), "identity": list(state), "sha256": sha256}
+
+
+def _noted_of(note: Path, path: Path, state: Identity) -> str | None:
+    """The checksum that was noted of the file in this state."""
+    found = _read(note)
+    sha256 = found.get("sha256") if isinstance(found, dict) else None
+    return sha256 if isinstance(sha256, str) and found == _content(path, state, sha256) else None
 
 
 def _read(note: Path) -> Any:
@@ -98,7 +110,8 @@ def _read(note: Path) -> Any:
 
 
 def _write(note: Path, content: dict[str, Any]) -> None:
-    """A full or read-only place costs the next opening the time, and no more than that."""
+    """A full or read-only place costs the next opening the time, and no more than that. A link is not followed."""
     with suppress(OSError):
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(content))
+        if is_folder(note.parent):
+            write_whole(note, json.dumps(content))

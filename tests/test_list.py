@@ -36,7 +36,9 @@ def edgeomni(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 def bundles(edgeomni: Run, *folders: object) -> dict[str, dict[str, object]]:
     done = edgeomni("list", "--json", *folders)
     assert done.code == 0, done
-    return {bundle["path"]: bundle for bundle in json.loads(done.out)["bundles"]}
+    found = {bundle["path"]: bundle for bundle in json.loads(done.out)["bundles"]}
+    assert ("nano" in found) == (not folders)
+    return {path: bundle for path, bundle in found.items() if path != "nano"}
 
 
 def a_bundle(at: Path) -> Path:
@@ -93,8 +95,9 @@ def test_a_bundle_that_cannot_be_used_is_listed_with_the_reason(edgeomni: Run, h
 
 
 def test_where_there_is_none_the_next_step_is_named(edgeomni: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = edgeomni("list")
+    done = edgeomni("list", here)
     assert done.code == 0 and "There is no bundle in" in done.out and "edgeomni export CHECKPOINT -o BUNDLE" in done.out
+    assert "Next: edgeomni chat nano" in edgeomni("list").out
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setenv("HOME", "relative")
     assert edgeomni("list").code == 0
