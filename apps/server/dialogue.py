@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from runtime.prompt import Answer
 from runtime.sampling import AS_BUNDLE, SamplingOptions
 
 
@@ -17,7 +18,14 @@ class Shown:
     data: bytes
 
 
-Given = Said | Shown
+@dataclass(frozen=True)
+class Heard:
+    """An audio file's bytes."""
+
+    data: bytes
+
+
+Given = Said | Shown | Heard
 
 
 @dataclass(frozen=True)
@@ -29,9 +37,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer of the history."""
+    """An answer of the history; `aloud`: its pieces, where it was one in speech and is remembered."""
 
     text: str
+    aloud: tuple[Answer, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,3 +59,4 @@ class How:
     stop: tuple[str, ...] = ()  # the answer ends before any of these
     sampling: SamplingOptions = AS_BUNDLE
     seed: int | None = None
+    spoken: bool = False  # in speech, with its text

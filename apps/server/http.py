@@ -10,10 +10,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from apps.server.answering import Answerer
+from apps.server.audio import speech, transcriptions
 from apps.server.chat import chat_completions
 from apps.server.failures import ApiError
 from apps.server.guard import App, Guard, Message, Receive, Scope, Send
 from apps.server.leaving import Left
+from apps.server.remembered import Remembered
 from apps.server.requests import answer_error, log_fault
 from apps.server.served import Served
 from apps.server.settings import ServerSettings
@@ -45,13 +47,16 @@ ROUTES = [
     Route("/v1/models", models, methods=["GET"]),
     Route("/v1/models/{name:path}", model, methods=["GET"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
+    Route("/v1/audio/speech", speech, methods=["POST"]),
 ]
 
 
 def serve(engine: Engine, settings: ServerSettings) -> Served:
     """Open every graph and start the thread that they run in."""
     engine.open_all()
-    return Served(settings, Answerer(engine, settings.limits), Worker(settings.sessions))
+    remembered = Remembered(settings.limits)
+    return Served(settings, Answerer(engine, settings.limits), Worker(settings.sessions), remembered)
 
 
 def application(served: Served) -> App:

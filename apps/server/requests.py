@@ -5,12 +5,15 @@ import logging
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from apps.server.failures import ApiError, misread, refused
 from apps.server.leaving import Left
+from apps.server.settings import Limits
 from runtime.errors import EdgeOmniError
 
 log = logging.getLogger("edgeomni.server")
@@ -27,6 +30,37 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         raise refused("the body is no JSON that can be read; expected one object") from None
     try:
         return kind.model_validate(found)
+    except ValidationError as error:
+        raise misread(error) from None
+
+
+class InMemory(MultiPartParser):
+    """Keeps files of a form in memory: what a client sends is written to no disk."""
+
+    spool_max_size = 1 << 62
+
+
+async def read_form(request: Request, kind: type[Body], limits: Limits) -> tuple[Body, bytes]:
+    """The fields of a form, and its one file. ApiError with every mistake in it."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        raise refused("expected multipart/form-data with a file")
+    parser = InMemory(request.headers, request.stream(), max_files=1, max_fields=32, max_part_size=limits.body)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise refused(f"the form cannot be read: {error.message}") from None
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise refused("the file is missing", "file")
+    content = await file.read()
+    fields: dict[str, object] = {}
+    for name, value in form.multi_items():
+        if name.endswith("[]"):
+            fields.setdefault(name[:-2], []).append(value)  # type: ignore[union-attr]
+        elif name != "file":
+            fields[name] = value
+    try:
+        return kind.model_validate(fields, strict=False), content
     except ValidationError as error:
         raise misread(error) from None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from apps.server.answering import Answerer
 from apps.server.failures import ApiError
+from apps.server.remembered import Remembered
 from apps.server.settings import ServerSettings
 from apps.server.worker import Worker
 
@@ -14,6 +15,7 @@ class Served:
     settings: ServerSettings
     answerer: Answerer
     worker: Worker
+    remembered: Remembered
     since: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str) -> None:

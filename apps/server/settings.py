@@ -20,7 +20,9 @@ class Limits:
     pictures: int = 16
     pixels: int = 40_000_000  # of a picture
     audios: int = 32
-    audio_seconds: float = 600.0  # of all audio together
+    speech_characters: int = 4_096  # of a text that is read aloud
+    remembered: int = 256  # spoken answers, of all clients
+    remembered_seconds: float = 3_600.0  # since they were given
     characters: int = 2_000_000  # of all text together
     open_requests: int = 128  # at once, those that wait for their body included
 
