@@ -52,6 +52,7 @@ EXTRAS = {
     "cv2": "camera",
     "ray": "cluster",
     **dict.fromkeys(("sounddevice", "soxr", "livekit", "textual"), "talk"),
+    **dict.fromkeys(("starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
@@ -458,6 +459,32 @@ def talk(
         raise EdgeOmniError("talk needs a terminal to show itself on; without one, use talk --simulate FILE.wav")
     engine = open_engine(bundle_or_nano(bundle), threads, "right", no_cache)
     return talk_command.talk(engine, chosen, talk_command.Devices(mic, speaker, camera))
+
+
+@app.command()
+def serve(
+    bundle: OptionalBundle = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
+    token: Annotated[
+        str | None, typer.Option(envvar="EDGEOMNI_TOKEN", help="What clients must show as their API key.")
+    ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Replies at once; who comes beyond that is told so.")] = 8,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; unless given, its folder's name.")
+    ] = None,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+) -> None:
+    """Serve a bundle over HTTP as the OpenAI API has it, to programs of this machine."""
+    from apps.server import command
+    from apps.server.settings import ServerSettings
+
+    called = name or ("edgeomni-nano" if bundle in (None, NANO) else Path(bundle).resolve().name)
+    settings = ServerSettings(called, host, port, token, max_sessions)
+    command.serve_command(open_engine(bundle_or_nano(bundle), threads, "right", no_cache), settings, note)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.bundle import AudioFrontEnd
 from runtime.errors import BundleError, MediaError
 from runtime.files import is_file
-from runtime.sound_header import READ, conversion, unread_kind, whole_sound
+from runtime.sound_header import READ, Source, conversion, unread_kind, whole_sound
 
 Wave = NDArray[np.float32]
 
@@ -38,21 +38,23 @@ class Lengths:
     codes: int  # positions in the language model
 
 
-def load_mono(path: str | Path, rate: int, seconds: float | None = None) -> Wave:
-    """An audio file at `rate` Hz, channels averaged: float32 [n]. Raises MediaError as read_audio does, and where it
-    lasts longer than `seconds`, of which no more is decoded: a small file may hold hours of silence.
+def load_mono(path: str | Path | bytes, rate: int, seconds: float | None = None) -> Wave:
+    """An audio file, or its content, at `rate` Hz, channels averaged: float32 [n].
+
+    Raises MediaError as read_audio does, and where it lasts longer than `seconds`, of which no more is decoded: a small
+    file may hold hours of silence.
 
     The official code resamples each channel and averages then; both are linear, so averaging first gives the same
     for half of the work.
     """
     file_rate, blocks = _open_blocks(path)
     parts, found = [], 0
-    for part in _resampled(_mono(blocks, str(path)), file_rate, rate):
+    for part in _resampled(_mono(blocks, _name(path)), file_rate, rate):
         parts.append(part)
         found += len(part)
         if seconds is not None and found > seconds * rate:
             raise MediaError(
-                f"{path} lasts longer than {seconds:.0f} s, which is all that this model's context holds; cut it"
+                f"{_name(path)} lasts longer than {seconds:.0f} s, which is all that this model's context holds; cut it"
             )
     return np.concatenate(parts)
 
@@ -68,45 +70,55 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
     return samples, rate
 
 
-def _open_blocks(path: str | Path) -> tuple[int, Iterator[Wave]]:
+def _open_blocks(path: str | Path | bytes) -> tuple[int, Iterator[Wave]]:
     """The rate of a file in Hz, and its samples, float32 [n, channels], a block at a time."""
-    if not is_file(path):
-        raise MediaError(f"{path} is not a file; expected a {READ} file")
+    name = _name(path)
+    if not isinstance(path, bytes) and not is_file(path):
+        raise MediaError(f"{name} is not a file; expected a {READ} file")
     with _readable(path):
-        kind = unread_kind(Path(path))
+        source = BytesIO(path) if isinstance(path, bytes) else Path(path)
+        kind = unread_kind(source)
         if kind is not None:
-            raise MediaError(f"{path} is {kind}, which is not read; expected {READ}: convert it, {conversion(path)}")
-        parts = whole_sound(Path(path))
-        kinds = {_kind(part, path) for part in parts}
+            raise MediaError(f"{name} is {kind}, which is not read; expected {READ}: {_convert(path)}")
+        parts = whole_sound(source)
+        kinds = {_kind(part, name) for part in parts}
     if len(kinds) > 1:
         found = " and ".join(f"{channels} channels at {rate} Hz" for channels, rate in sorted(kinds))
-        raise MediaError(f"{path} is joined of parts of {found}; expected one kind: convert it, {conversion(path)}")
+        raise MediaError(f"{name} is joined of parts of {found}; expected one kind: {_convert(path)}")
     return kinds.pop()[1], _read_blocks(parts, path)
 
 
+def _name(path: str | Path | bytes) -> str:
+    return "the audio" if isinstance(path, bytes) else str(path)
+
+
+def _convert(path: str | Path | bytes) -> str:
+    return "convert it to WAV" if isinstance(path, bytes) else f"convert it, {conversion(path)}"
+
+
 @contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
+def _readable(path: str | Path | bytes) -> Iterator[None]:
     """What cannot be opened or decoded is a MediaError."""
     try:
         yield
     except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
+        raise MediaError(f"{_name(path)} cannot be read ({error.strerror or error}); check its permissions") from None
     except (soundfile.SoundFileError, TypeError, ValueError) as error:
         # TypeError: a name that ends in .raw; libsndfile says of most files only that they are none of its own
-        raise MediaError(f"{path} cannot be decoded; expected {READ}: convert it, {conversion(path)}") from error
+        raise MediaError(f"{_name(path)} cannot be decoded; expected {READ}: {_convert(path)}") from error
 
 
-def _kind(source: Path | BytesIO, path: str | Path) -> tuple[int, int]:
+def _kind(source: Source, name: str) -> tuple[int, int]:
     """Channels and rate."""
     with soundfile.SoundFile(source) as file:
-        _check_header(file, path)
+        _check_header(file, name)
         kind = file.channels, file.samplerate
     if isinstance(source, BytesIO):
         source.seek(0)
     return kind
 
 
-def _read_blocks(parts: Sequence[Path | BytesIO], path: str | Path) -> Iterator[Wave]:
+def _read_blocks(parts: Sequence[Source], path: str | Path | bytes) -> Iterator[Wave]:
     with _readable(path):
         for part in parts:
             with soundfile.SoundFile(part) as file:
@@ -127,14 +139,14 @@ def _mono(blocks: Iterator[Wave], name: str) -> Iterator[Wave]:
     _check_samples(size, broken, name)
 
 
-def _check_header(file: soundfile.SoundFile, path: str | Path) -> None:
+def _check_header(file: soundfile.SoundFile, name: str) -> None:
     problems: list[str] = []
     if file.channels > 2:
         problems.append(f"{file.channels} channels, expected 1 or 2: mix it down")
     if file.samplerate not in RATES:
         problems.append(f"a rate of {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}")
     if problems:
-        raise MediaError(f"{path} has " + " and ".join(problems))
+        raise MediaError(f"{name} has " + " and ".join(problems))
 
 
 def _broken(samples: Wave) -> int:

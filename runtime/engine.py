@@ -58,12 +58,17 @@ class Engine:
         for session in self._sessions.values():
             session.rearm()
 
-    def hear(self, source: str | Path | NDArray[np.float32]) -> Audio:
-        """Encode an audio file, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if it cannot."""
+    def hear(self, source: str | Path | bytes | NDArray[np.float32]) -> Audio:
+        """Encode an audio file, its content, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if
+        it cannot."""
+        wave = source if isinstance(source, np.ndarray) else self.listen(source)
+        return Audio(np.concatenate(list(self.codes_of(wave))))
+
+    def listen(self, source: str | Path | bytes) -> NDArray[np.float32]:
+        """An audio file, or its content, as a waveform [n] at the bundle's rate; MediaError if it cannot be used."""
         front = self._ears()
         longest = self.manifest.cache.max_positions * front.samples_a_code / front.sampling_rate
-        wave = source if isinstance(source, np.ndarray) else load_mono(source, front.sampling_rate, longest)
-        return Audio(np.concatenate(list(self.codes_of(wave))))
+        return load_mono(source, front.sampling_rate, longest)
 
     def codes_of(self, wave: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
         """As `hear` of a waveform, one segment after the other."""

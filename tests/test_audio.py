@@ -580,3 +580,15 @@ def test_a_written_wave_is_read_back(tmp_path):
 def test_writing_into_a_missing_folder_says_so(tmp_path):
     with pytest.raises(MediaError, match=r"cannot be written .* check that its folder exists"):
         write_wav(tmp_path / "none" / "a.wav", noise(10), 24000)
+
+
+def test_the_content_of_a_file_is_read_as_the_file_is(tmp_path):
+    tone = (0.3 * np.sin(np.arange(9000) / 7)).astype(np.float32)
+    for kind, ending in (("WAV", "wav"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3")):
+        soundfile.write(tmp_path / f"a.{ending}", tone, 24000, format=kind)
+        content = (tmp_path / f"a.{ending}").read_bytes()
+        assert np.array_equal(load_mono(content, 16000), load_mono(tmp_path / f"a.{ending}", 16000))
+    joined = content = (tmp_path / "a.ogg").read_bytes() * 2
+    assert len(load_mono(joined, 24000)) == 18000
+    with pytest.raises(MediaError, match=r"the audio is an mp4 or m4a file, which is not read; .* convert it to WAV"):
+        load_mono(b"\0\0\0\x20ftypM4A ", 16000)
