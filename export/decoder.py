@@ -9,6 +9,7 @@ from onnxscript import nn
 from export.config import DecoderConfig
 from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, port_dtype
 from export.layers import Embedding, Linear, RMSNorm, silu
+from export.rotary import base_frequencies
 from runtime.bundle import CacheLayout, Port, Profile
 from runtime.errors import CheckpointError
 
@@ -98,11 +99,11 @@ def rotary_tables(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
 
     GroupQueryAttention counts from 0; a model that counts from 1 gets a table that begins one position later.
     """
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent  # fp32, as the official tables are
+    stated = np.array(config.rope_frequencies, np.float32)
+    frequencies = stated if stated.size else base_frequencies(config.rope_theta, config.head_dim)
     positions = np.arange(config.max_position_embeddings, dtype=np.float32) + config.first_position
-    angle = np.outer(positions, frequency)
-    return np.cos(angle), np.sin(angle)
+    angle, length = np.outer(positions, frequencies), np.float32(config.rope_length)
+    return np.cos(angle) * length, np.sin(angle) * length
 
 
 class Model(nn.Module):

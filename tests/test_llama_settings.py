@@ -173,7 +173,7 @@ def test_a_gguf_says_how_its_answers_are_sampled(tmp_path: Path) -> None:
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope'"),
     ],
 )
 def test_what_these_graphs_do_not_compute_is_refused_by_name(
@@ -206,7 +206,7 @@ def test_what_changes_nothing_in_the_graphs_is_accepted(tmp_path: Path, changes:
         ("attention.value_length", 8),
         ("rope.dimension_count", 8),
         ("expert_count", 4),
-        ("rope.scale_linear", 0.5),
+        ("rope.scaling.yarn_log_multiplier", 0.5),
         ("final_logit_softcapping", 30.0),
         ("attention.clamp_kqv", 8.0),
         ("logit_scale", 0.5),
@@ -281,6 +281,13 @@ def test_windows_of_a_llama_are_refused_since_its_code_has_none(tmp_path: Path) 
     assert "sliding_window of 16, which is not built" in refused(tiny_llama.save(tmp_path / "a", None, **changes))
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "nothing of key/value heads": {"num_key_value_heads": None, "num_attention_heads": 2, "head_dim": 32},
@@ -307,6 +314,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gelu": {"hidden_act": "gelu"},
     "linear scaling": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "scaling of Llama 3": {"rope_scaling": LLAMA3},
+    "scaling of Llama 3, newer key": {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}, "rope_theta": 10000.0},
+    "yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "dynamic scaling": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    "longrope": {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+    "as many key/value heads": {"num_key_value_heads": None, "num_attention_heads": 4},
     "dropout and initializer": {"attention_dropout": 0.5, "initializer_range": 0.5},
     "without eps": {"rms_norm_eps": ...},
     "without positions": {"max_position_embeddings": ...},
@@ -333,7 +346,10 @@ def test_a_config_gives_the_logits_of_transformers_or_is_refused(tmp_path: Path,
     import torch
     from transformers import AutoModelForCausalLM
 
-    checkpoint = tiny_llama.save(tmp_path / "checkpoint", architectures=[architecture])
+    weights = tiny_llama.tensors()
+    if name == "as many key/value heads":
+        weights |= {key: np.tile(array, (2, 1)) for key, array in weights.items() if "k_proj" in key or "v_proj" in key}
+    checkpoint = tiny_llama.save(tmp_path / "checkpoint", weights, architectures=[architecture])
     config = json.loads((checkpoint / "config.json").read_text()) | VARIANTS[name]
     kind = "qwen2" if architecture.startswith("Qwen2") else "llama"
     write(checkpoint / "config.json", {k: v for k, v in config.items() if v is not ...} | {"model_type": kind})
@@ -341,10 +357,10 @@ def test_a_config_gives_the_logits_of_transformers_or_is_refused(tmp_path: Path,
         export(checkpoint, tmp_path / "bundle", random=True)
     except CheckpointError:
         windows = {"a window", "a window everywhere", "layer_types with a window"}
-        unbuilt = {"gelu", "linear scaling", "nothing of key/value heads"}
+        unbuilt = {"gelu", "longrope", "nothing of key/value heads"}
         assert name in (unbuilt if architecture.startswith("Qwen2") else unbuilt | windows)
         return
-    ids = [72, 101, 7, 9, 30, 5, 8, 1, 2]
+    ids = [72, 101, 7, 9, 30, 5, 8, 1, 2] * 4
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0, -1].numpy()
