@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -329,7 +329,9 @@ def chat(
     bundle: Annotated[
         str | None, typer.Argument(metavar="[BUNDLE]", help="Folder of a bundle; without one, the embedded model.")
     ] = None,
-    text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="What to say. Without it: an interactive conversation.")
+    ] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file; may be repeated.")] = None,
@@ -351,21 +353,22 @@ def chat(
 ) -> None:
     """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
     from apps import terminal
+    from apps.chat_words import bundle_and_text
     from runtime.conversation import Choices
     from runtime.sampling import SamplingOptions
 
     sampling = SamplingOptions(temperature, top_p, top_k, repeat_penalty, min_p)
     if greedy and sampling.draws:
         raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
-    if bundle is not None and text is None and not could_be_folder(bundle):
-        bundle, text = None, bundle
+    words = [word for word in (bundle, *(text or [])) if word is not None]
+    bundle, said = bundle_and_text(words, could_be_folder)
     engine = open_engine(Path(bundle) if bundle is not None else embedded(), threads, compat, no_cache)
     mode = "prefix" if low_latency else "exact"
     choices = Choices(greedy=greedy, mode=mode, max_new=max_new, sampling=sampling)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
-    if text is not None or session.attached:
-        session.answer(text)
+    if said is not None or session.attached:
+        session.answer(said)
     else:
         session.run()
 
@@ -624,16 +627,24 @@ def one_message() -> Iterator[None]:
         note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         sys.exit(1)
     except OSError as error:  # of a place that is full, read-only, not ours, or named too long
         if error.errno is None:
             raise
-        note(f"{error.filename or 'a file'} cannot be used: {error.strerror}; check its name, its rights and the room")
+        silence_stdout()
+        what = error.filename or "what the output goes to"
+        note(f"{what} cannot be used: {error.strerror}; check its name, its rights and the room")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def silence_stdout() -> None:
+    """Let what is still to be written go nowhere, so that leaving does not fail once more."""
+    with suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:
