@@ -335,7 +335,9 @@ def chat(
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file; may be repeated.")] = None,
-    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here.")] = None,
+    speak: Annotated[
+        Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here; or .flac, .ogg, .mp3.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
     seed: Seed = None,
     greedy: Greedy = False,
@@ -354,12 +356,15 @@ def chat(
     """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
     from apps import terminal
     from apps.chat_words import bundle_and_text
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices
     from runtime.sampling import SamplingOptions
 
     sampling = SamplingOptions(temperature, top_p, top_k, repeat_penalty, min_p)
     if greedy and sampling.draws:
         raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
+    if speak is not None:
+        refuse_format(speak)
     words = [word for word in (bundle, *(text or [])) if word is not None]
     bundle, said = bundle_and_text(words, could_be_folder)
     engine = open_engine(Path(bundle) if bundle is not None else embedded(), threads, compat, no_cache)
@@ -477,8 +482,10 @@ def say(
 ) -> None:
     """Read a text aloud (checkpoints with a reading prompt, that is -Base)."""
     from apps import terminal
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices, read_aloud
 
+    refuse_format(out)
     engine = open_engine(bundle, threads, "right", no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact")
     terminal.one_answer(read_aloud(engine, text, choices, seed), out, as_json)

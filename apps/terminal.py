@@ -13,7 +13,8 @@ from apps.chat_file import Exchange, Given, Kind, Saved
 from apps.interrupt import Interrupt, interruptible
 from apps.streams import dim, json_text
 from apps.typed import command_of, dropped, paths_of, refuse_bytes
-from runtime.audio import Wave, write_wav
+from runtime.audio import Wave
+from runtime.audio_file import refuse_format, write_audio
 from runtime.container import read_container
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
@@ -76,10 +77,10 @@ class Answer:
         return ""
 
     def write_speech(self, path: Path | None) -> Path | None:
-        """Write the samples to `path`; returns it, or None where there is nothing to write."""
+        """Write the samples to `path`, in the format of its ending; returns it, None if there is nothing to write."""
         if path is None or not self.chunks:
             return None
-        write_wav(path, np.concatenate(self.chunks), self.sampling_rate)
+        write_audio(path, np.concatenate(self.chunks), self.sampling_rate)
         return path
 
     def record(self, speech: Path | None, low_latency_error: float | None) -> dict[str, object]:
@@ -378,5 +379,9 @@ class Chat:
 
     def _asked_speech(self, argument: str) -> Path | None:
         if not argument:
-            raise EdgeOmniError("/speak needs the name of a WAV file, or off")
-        return None if argument == "off" else paths_of(argument)[0]
+            raise EdgeOmniError("/speak needs the name of a file, or off")
+        if argument == "off":
+            return None
+        path = paths_of(argument)[0]
+        refuse_format(path)
+        return path

@@ -6,13 +6,16 @@ import stat
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from PIL import Image as Pictures
 
 from apps import chat_file, line_input, terminal
 from apps.chat_file import Exchange, Given, Saved
 from apps.chat_words import bundle_and_text
 from apps.typed import command_of, dropped
+from runtime.audio_file import writable, write_audio
 from runtime.conversation import Choices
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError
@@ -270,3 +273,40 @@ def test_an_answer_that_cannot_be_written_is_one_message(tmp_path: Path) -> None
     messages = [line for line in err.decode().splitlines() if "random" not in line]
     assert started.returncode == 2 and len(messages) == 1, err
     assert "what the output goes to cannot be used: No space left on device" in messages[0]
+
+
+# Speech
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "MP3"])
+def test_speech_is_encoded_as_its_name_ends(tmp_path: Path, ending: str) -> None:
+    if f".{ending.lower()}" not in writable():
+        pytest.skip(f"the libsndfile of this system writes no {ending}")
+    path, rate = tmp_path / f"a.{ending}", 24_000
+    wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate).astype(np.float32)
+    write_audio(path, wave, rate)
+    assert soundfile.info(path).format == ending.upper()
+    read, read_rate = soundfile.read(path)
+    assert read_rate == rate and abs(len(read) - rate) < 3000
+    loudest = np.abs(np.fft.rfft(read[:20_000])).argmax() * rate / 20_000
+    assert abs(loudest - 440) < 2
+
+
+@pytest.mark.parametrize("name", ["a.aac", "a", "a.wav.txt", ".wav"])
+def test_speech_in_a_format_that_cannot_be_written_is_refused_before_anything_is_said(
+    edgeomni: Run, tmp_path: Path, name: str
+) -> None:
+    for command in (
+        ("chat", "/nowhere", "Hi", "--speak", tmp_path / name),
+        ("chat", omni(), "--speak", tmp_path / name),
+    ):
+        message = one_message(edgeomni(*command, stdin="never said\n"))
+        assert "cannot be written as" in message and "ends in .wav, .flac" in message
+    done = edgeomni("chat", omni(), "--max-new", 2, stdin=f"/speak {tmp_path / name}\nnever said\n")
+    assert (done.code, done.out) == (2, "") and "cannot be written as" in done.err
+
+
+def test_an_answer_is_spoken_into_an_mp3_file(edgeomni: Run, tmp_path: Path) -> None:
+    done = edgeomni("chat", omni(), "Hello", "--seed", 3, "--speak", tmp_path / "a.mp3")
+    assert done.code == 0 and f"speech in {tmp_path / 'a.mp3'}" in done.err
+    assert soundfile.info(tmp_path / "a.mp3").format == "MP3"
