@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -340,11 +340,15 @@ def compare(
 @app.command()
 def chat(
     bundle: OptionalBundle = None,
-    text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="What to say. Without it: an interactive conversation.")
+    ] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file; may be repeated.")] = None,
-    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here.")] = None,
+    speak: Annotated[
+        Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here; or .flac, .ogg, .mp3.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
     seed: Seed = None,
     greedy: Greedy = False,
@@ -362,22 +366,26 @@ def chat(
 ) -> None:
     """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
     from apps import terminal
+    from apps.chat_words import bundle_and_text
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices
     from runtime.sampling import SamplingOptions
 
     sampling = SamplingOptions(temperature, top_p, top_k, repeat_penalty, min_p)
     if greedy and sampling.draws:
         raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
-    if bundle is not None and text is None and not could_be_folder(bundle):
-        bundle, text = None, bundle
-    greeted = text is None and sys.stdin is not None and sys.stdin.isatty()
+    if speak is not None:
+        refuse_format(speak)
+    words = [word for word in (bundle, *(text or [])) if word is not None]
+    bundle, said = bundle_and_text(words, could_be_folder)
+    greeted = said is None and sys.stdin is not None and sys.stdin.isatty()
     engine = open_engine(bundle_or_nano(bundle, quiet=greeted), threads, compat, no_cache)
     mode = "prefix" if low_latency else "exact"
     choices = Choices(greedy=greedy, mode=mode, max_new=max_new, sampling=sampling)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
-    if text is not None or session.attached:
-        session.answer(text)
+    if said is not None or session.attached:
+        session.answer(said)
     else:
         session.run()
 
@@ -518,9 +526,11 @@ def say(
 ) -> None:
     """Read a text aloud (nano, and checkpoints with a reading prompt, that is -Base)."""
     from apps import terminal
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices, read_aloud
 
-    bundle, text, out = with_bundle(bundle, text, out, wanted="a text and the name of a WAV file")
+    bundle, text, out = with_bundle(bundle, text, out, wanted="a text and the name of a sound file")
+    refuse_format(Path(out))
     engine = open_engine(bundle_named(bundle), threads, "right", no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact")
     terminal.one_answer(read_aloud(engine, text, choices, seed), Path(out), as_json)
@@ -667,16 +677,24 @@ def one_message() -> Iterator[None]:
         note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         sys.exit(1)
     except OSError as error:  # of a place that is full, read-only, not ours, or named too long
         if error.errno is None:
             raise
-        note(f"{error.filename or 'a file'} cannot be used: {error.strerror}; check its name, its rights and the room")
+        silence_stdout()
+        what = error.filename or "what the output goes to"
+        note(f"{what} cannot be used: {error.strerror}; check its name, its rights and the room")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def silence_stdout() -> None:
+    """Let what is still to be written go nowhere, so that leaving does not fail once more."""
+    with suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

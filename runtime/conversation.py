@@ -61,6 +61,7 @@ class Conversation:
         self._asked: Prompt | None = None  # the turn that is being answered, where its answer is to be rewritten
         self._read = 0  # positions of what was read before the answer
         self._opening = opening
+        self._before: tuple[int, Prompt, list[int]] | None = None  # the turn that was answered last: what stood then
         self._pending: Prompt | None = opening  # what stands before the next answer and has not been read
 
     @classmethod
@@ -75,13 +76,14 @@ class Conversation:
         the turn is read, the conversation stands as before the turn.
         """
         assert self._pending is not None
-        before, starts, turn = self._pending, self.starts, None
+        before, starts, turn, stood = self._pending, self.starts, None, None
         form, forgotten = self.engine.format, None
         try:
             turn = form.user_turn(parts, choices.spoken, behind=before)
             if found := self._overflow(turn, choices):
                 before, forgotten = self._forget(found), found.plan.forgotten
                 turn = form.user_turn(parts, choices.spoken, behind=self._pending)
+            stood = len(self.context.ids), self._pending, self.starts
             self.starts = [*self.starts, len(self.context.ids) + self._seam(turn)]
             if form.template.forgets is not None or form.template.opens_answer:
                 self._asked = form.user_turn(parts, choices.spoken, behind=self._pending, waits=True)
@@ -96,6 +98,23 @@ class Conversation:
         finally:
             if self._pending is None or self._pending is turn:  # the turn was not read
                 self._pending, self.starts = before, starts
+            else:
+                self._before = stood
+
+    def take_back(self) -> None:
+        """Forget the last turn and its answer. EdgeOmniError where that was done already, or no turn was answered."""
+        if self._before is None:
+            raise EdgeOmniError("there is no answer to take back; ask something first")
+        (length, self._pending, self.starts), self._before = self._before, None
+        self.context.truncate(length)
+
+    def remember(self, parts: Sequence[Part], answer: str) -> None:
+        """Add a turn of an earlier conversation, with its answer as text. It is read together with the next turn."""
+        turn = self.engine.format.user_turn(parts, spoken=False, behind=self._pending, waits=True)
+        self.starts = [*self.starts, len(self.context.ids) + self._seam(turn)]
+        said = [Text(answer)] if answer else []
+        self._pending = self.engine.format.close_assistant(said, spoken=False, behind=turn, waits=True)
+        self._before = None
 
     def _text_step(self, choices: Choices) -> Step:
         text = self.engine.manifest.generation.text
