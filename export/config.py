@@ -33,6 +33,7 @@ class DecoderConfig:
     rms_norm_eps: Real
     max_position_embeddings: Positions
     attention_qkv_bias: bool = False
+    head_norms: bool = False  # RMSNorm of each head's queries and keys before they turn (Qwen3)
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
     rope_frequencies: tuple[float, ...] = ()  # radians a position of each pair; empty: as rope_theta has them

@@ -1,4 +1,4 @@
-"""Llama, SmolLM2 and Qwen2 text decoders, from Hugging Face safetensors or from GGUF."""
+"""Llama, SmolLM2, Qwen2 and Qwen3 text decoders, from Hugging Face safetensors or from GGUF."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +12,7 @@ from export.config import DecoderConfig
 from export.decoder import cache_layout, decoder, embed_tokens, lm_head
 from export.families.chat_template import default_template, template_strings
 from export.families.family import Blueprint, Family
-from export.families.llama_config import FREQUENCIES, architecture, gguf_config, hf_config
+from export.families.llama_config import FREQUENCIES, architecture, gguf_config, hf_config, with_table
 from export.families.llama_settings import TOKENIZER, gguf_generation, refuse_others, text_step
 from export.files import read_json_object, read_text
 from export.graph import Derived
@@ -26,6 +26,8 @@ GGUF_LAYER_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -48,7 +50,7 @@ def recognises(checkpoint: Checkpoint) -> bool:
 def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
     gguf, kind = checkpoint.kind == "gguf", architecture(checkpoint)
     assert kind is not None
-    tensors = {hf_name(key): tensor for key, tensor in checkpoint.items()} if gguf else dict(checkpoint)
+    tensors = {hf_name(key): tensor for key, tensor in checkpoint.items()} if gguf else with_table(checkpoint)
     config = gguf_config(checkpoint, tensors, kind) if gguf else hf_config(checkpoint, tensors, kind)
     text = tokenizer_json_from_gguf(checkpoint.metadata) if gguf else tokenizer_json(checkpoint.folder)
     template, ends = gguf_prompts(checkpoint.metadata, text) if gguf else hf_prompts(checkpoint, text)

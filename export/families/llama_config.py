@@ -19,12 +19,14 @@ from export.problems import refuse
 from export.rotary import RotaryScaling, base_frequencies, read_scaling, scaled
 from runtime.errors import CheckpointError
 
-ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2"}
+ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 # What transformers takes where config.json says nothing.
 DEFAULTS: Mapping[str, Mapping[str, object]] = {
     "llama": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
     "qwen2": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
+HEAD_NORMS = {"qwen3"}  # architectures that normalise queries and keys head by head
 ROPE_THETA = 10000.0
 # llama.cpp stores the queries and keys of "llama" with their rows permuted, so that rotary pairs lie side by side.
 GGUF_INTERLEAVED = {"llama"}
@@ -50,6 +52,14 @@ GGUF_SCALING = {
 EMBEDDINGS, HEAD, FREQUENCIES = "model.embed_tokens.weight", "lm_head.weight", "rope_freqs.weight"
 
 Tensors = Mapping[str, LazyTensor]
+
+
+def with_table(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
+    """A folder's tensors; the one table of a tied model may have been saved under its head's name alone."""
+    tensors = dict(checkpoint)
+    if checkpoint.config.get("tie_word_embeddings") is True and EMBEDDINGS not in tensors and HEAD in tensors:
+        tensors[EMBEDDINGS] = replace(tensors.pop(HEAD), key=EMBEDDINGS)
+    return tensors
 
 
 @dataclass(frozen=True, config=READ)
@@ -96,8 +106,8 @@ def hf_config(checkpoint: Checkpoint, tensors: Tensors, kind: str) -> DecoderCon
     read = parse(Dimensions, stated, where)
     scaling = read_scaling(rope, read.max_position_embeddings, where)
     refuse(where, list(_contradictions(read, tensors, {})))
-    config = _decoder(read, tensors, windows=layer_windows(stated, kind != "llama", where))
-    return _rotated(config, scaling)
+    windows = layer_windows(stated, kind != "llama", where)
+    return _rotated(replace(_decoder(read, tensors, kind), windows=windows), scaling)
 
 
 def gguf_config(checkpoint: Checkpoint, tensors: Tensors, kind: str) -> DecoderConfig:
@@ -111,7 +121,7 @@ def gguf_config(checkpoint: Checkpoint, tensors: Tensors, kind: str) -> DecoderC
     read = parse(Dimensions, {"rope_theta": ROPE_THETA} | stated, where, spelled)
     scaling = _gguf_scaling(metadata, kind, read, where)
     refuse(where, list(_contradictions(read, tensors, spelled)))
-    config = _decoder(read, tensors, rope_interleaved=kind in GGUF_INTERLEAVED)
+    config = replace(_decoder(read, tensors, kind), rope_interleaved=kind in GGUF_INTERLEAVED)
     refuse_gguf(metadata, kind, config.head_dim, config.max_position_embeddings)
     return _rotated(config, scaling, tensors.get(FREQUENCIES))
 
@@ -183,15 +193,15 @@ def _contradictions(read: Dimensions, tensors: Tensors, spelled: Mapping[str, st
         if head_dim and len(shape) == 2 and shape[axis] != size:
             product = " * ".join(spelled.get(name, name) for name in names)
             yield f"{product} is {size}, but {key} is {list(shape)}: expected {shape[axis]}"
+            if "head_dim" in names:  # the keys' would often be the same mistake
+                return
 
 
 def _head_dim(read: Dimensions) -> int:
     return read.head_dim or read.hidden_size // read.num_attention_heads
 
 
-def _decoder(
-    read: Dimensions, tensors: Tensors, windows: tuple[int, ...] = (), rope_interleaved: bool = False
-) -> DecoderConfig:
+def _decoder(read: Dimensions, tensors: Tensors, kind: str) -> DecoderConfig:
     """Whether there is a bias and a head of its own is seen from the tensors."""
     head, table = tensors.get(HEAD), tensors.get(EMBEDDINGS)
     tied = head is None or (bool(read.tie_word_embeddings) and (table is None or _equal(head, table)))
@@ -208,8 +218,7 @@ def _decoder(
         max_position_embeddings=read.max_position_embeddings,
         attention_qkv_bias=_has_bias(tensors),
         tie_word_embeddings=tied,
-        rope_interleaved=rope_interleaved,
-        windows=windows,
+        head_norms=kind in HEAD_NORMS,
     )
 
 

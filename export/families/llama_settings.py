@@ -1,4 +1,4 @@
-"""What the files of a Llama or Qwen2 checkpoint state beside its dimensions: computed, harmless, or refused by name.
+"""What the files of a Llama or Qwen checkpoint state beside its dimensions: computed, harmless, or refused by name.
 
 Harmless are, of config.json: initializer_range, attention_dropout and other settings of training; use_cache,
 torch_dtype and dtype, output_*, return_dict and _name_or_path (how Python code holds and returns things);
