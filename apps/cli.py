@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,16 +25,21 @@ from apps.options import (
     LowLatency,
     MaxFrames,
     MaxNew,
+    MinP,
     NoCache,
     Official,
     OptionalBundle,
     PartialCalibration,
     Profile,
+    RepeatPenalty,
     Seed,
     ShowSuites,
     SuiteData,
     SuiteNames,
+    Temperature,
     Threads,
+    TopK,
+    TopP,
     TurnFiles,
     VadName,
     Workers,
@@ -47,6 +52,7 @@ EXTRAS = {
     "cv2": "camera",
     "ray": "cluster",
     **dict.fromkeys(("sounddevice", "soxr", "livekit", "textual"), "talk"),
+    **dict.fromkeys(("starlette", "uvicorn"), "serve"),
     **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it
@@ -334,34 +340,52 @@ def compare(
 @app.command()
 def chat(
     bundle: OptionalBundle = None,
-    text: Annotated[str | None, typer.Argument(help="What to say. Without it: an interactive conversation.")] = None,
+    text: Annotated[
+        list[str] | None, typer.Argument(help="What to say. Without it: an interactive conversation.")
+    ] = None,
     audio: Annotated[list[Path] | None, typer.Option(help="wav, flac, mp3 or ogg; may be repeated.")] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
     video: Annotated[list[Path] | None, typer.Option(help="A video file; may be repeated.")] = None,
-    speak: Annotated[Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here.")] = None,
+    speak: Annotated[
+        Path | None, typer.Option(metavar="OUT.wav", help="Answer in speech, written here; or .flac, .ogg, .mp3.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help='System prompt; "" for none.')] = None,
     seed: Seed = None,
     greedy: Greedy = False,
     as_json: Json = False,
     threads: Threads = 0,
     max_new: Annotated[int | None, typer.Option(min=1, help="Most tokens of an answer in text.")] = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    repeat_penalty: RepeatPenalty = None,
+    min_p: MinP = None,
     low_latency: LowLatency = False,
     compat: Official = "right",
     no_cache: NoCache = False,
 ) -> None:
     """Answer one turn, or hold a conversation: interactive on a terminal, one line a turn from a pipe."""
     from apps import terminal
+    from apps.chat_words import bundle_and_text
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices
+    from runtime.sampling import SamplingOptions
 
-    if bundle is not None and text is None and not could_be_folder(bundle):
-        bundle, text = None, bundle
-    greeted = text is None and sys.stdin is not None and sys.stdin.isatty()
+    sampling = SamplingOptions(temperature, top_p, top_k, repeat_penalty, min_p)
+    if greedy and sampling.draws:
+        raise EdgeOmniError("--greedy draws nothing; leave it out, or what says how to draw")
+    if speak is not None:
+        refuse_format(speak)
+    words = [word for word in (bundle, *(text or [])) if word is not None]
+    bundle, said = bundle_and_text(words, could_be_folder)
+    greeted = said is None and sys.stdin is not None and sys.stdin.isatty()
     engine = open_engine(bundle_or_nano(bundle, quiet=greeted), threads, compat, no_cache)
-    choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact", max_new=max_new)
+    mode = "prefix" if low_latency else "exact"
+    choices = Choices(greedy=greedy, mode=mode, max_new=max_new, sampling=sampling)
     session = terminal.Chat(engine, choices, system=system, seed=seed, speak=speak, as_json=as_json)
     session.attach(audio or [], image or [], video or [])
-    if text is not None or session.attached:
-        session.answer(text)
+    if said is not None or session.attached:
+        session.answer(said)
     else:
         session.run()
 
@@ -446,6 +470,32 @@ def talk(
 
 
 @app.command()
+def serve(
+    bundle: OptionalBundle = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; any but this machine's own needs a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8080,
+    token: Annotated[
+        str | None, typer.Option(envvar="EDGEOMNI_TOKEN", help="What clients must show as their API key.")
+    ] = None,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Replies at once; who comes beyond that is told so.")] = 8,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; unless given, its folder's name.")
+    ] = None,
+    threads: Threads = 0,
+    no_cache: NoCache = False,
+) -> None:
+    """Serve a bundle over HTTP as the OpenAI API has it, to programs of this machine."""
+    from apps.server import command
+    from apps.server.settings import ServerSettings
+
+    called = name or ("edgeomni-nano" if bundle in (None, NANO) else Path(bundle).resolve().name)
+    settings = ServerSettings(called, host, port, token, max_sessions)
+    command.serve_command(open_engine(bundle_or_nano(bundle), threads, "right", no_cache), settings, note)
+
+
+@app.command()
 def transcribe(
     bundle: OptionalBundle = None,
     audio: Annotated[str | None, typer.Argument(metavar="AUDIO", help="wav, flac, mp3 or ogg.")] = None,
@@ -476,9 +526,11 @@ def say(
 ) -> None:
     """Read a text aloud (nano, and checkpoints with a reading prompt, that is -Base)."""
     from apps import terminal
+    from runtime.audio_file import refuse_format
     from runtime.conversation import Choices, read_aloud
 
-    bundle, text, out = with_bundle(bundle, text, out, wanted="a text and the name of a WAV file")
+    bundle, text, out = with_bundle(bundle, text, out, wanted="a text and the name of a sound file")
+    refuse_format(Path(out))
     engine = open_engine(bundle_named(bundle), threads, "right", no_cache)
     choices = Choices(greedy=greedy, mode="prefix" if low_latency else "exact")
     terminal.one_answer(read_aloud(engine, text, choices, seed), Path(out), as_json)
@@ -625,16 +677,24 @@ def one_message() -> Iterator[None]:
         note(f"this needs the Python package {error.name}, which is not installed: pip install 'edgeomni[{extra}]'")
         sys.exit(2)
     except BrokenPipeError:  # the reader, `head` for instance, has seen enough
-        if sys.stdout is not None:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         sys.exit(1)
     except OSError as error:  # of a place that is full, read-only, not ours, or named too long
         if error.errno is None:
             raise
-        note(f"{error.filename or 'a file'} cannot be used: {error.strerror}; check its name, its rights and the room")
+        silence_stdout()
+        what = error.filename or "what the output goes to"
+        note(f"{what} cannot be used: {error.strerror}; check its name, its rights and the room")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def silence_stdout() -> None:
+    """Let what is still to be written go nowhere, so that leaving does not fail once more."""
+    with suppress(OSError, ValueError):
+        if sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main() -> None:

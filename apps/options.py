@@ -25,6 +25,15 @@ Seed = Annotated[int | None, typer.Option(help="Makes every random draw repeatab
 Greedy = Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token and code.")]
 Threads = Annotated[int, typer.Option(min=0, help="Threads of each graph; 0: as many as there are cores.")]
 Workers = Annotated[int, typer.Option("--threads", min=0, help="Threads that quantize; 0: as many as there are cores.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="How daring draws of text are; 0: the likeliest always. Else as the bundle says.")
+]
+TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that share this probability; 1: all.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from so many likeliest tokens; 0: all.")]
+RepeatPenalty = Annotated[float | None, typer.Option(help="Make tokens that were there less likely; 1: not.")]
+MinP = Annotated[
+    float | None, typer.Option(help="Leave out tokens of less than this share of the likeliest's probability; 0: none.")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Pack weights anew instead of keeping them in a cache.")]
 Official = Annotated[Compat, typer.Option(help="`official` reproduces the bugs of the official code, for comparisons.")]
 LowLatency = Annotated[bool, typer.Option("--low-latency", help="Send speech before its clause is complete.")]

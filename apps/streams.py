@@ -1,10 +1,11 @@
 """The three streams of the program, whatever the terminal's encoding is: no character that it lacks is an error."""
 
 import json
+import os
 import sys
 from contextlib import suppress
 from io import TextIOWrapper, UnsupportedOperation
-from typing import Any
+from typing import Any, TextIO
 
 
 def accept_any_encoding() -> None:
@@ -23,3 +24,9 @@ def json_text(record: Any, indent: int | None = None, allow_nan: bool = True) ->
     except UnicodeEncodeError:
         return json.dumps(record, indent=indent, allow_nan=allow_nan)
     return text
+
+
+def dim(text: str, stream: TextIO) -> str:
+    """The text in a fainter colour, where a person reads the stream on a terminal that has one."""
+    plain = os.environ.get("TERM", "dumb") == "dumb" or bool(os.environ.get("NO_COLOR"))
+    return text if plain or not stream.isatty() else f"\x1b[2m{text}\x1b[0m"

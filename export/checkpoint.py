@@ -10,7 +10,7 @@ import numpy as np
 from export.files import file_size, read_json_object
 from export.gguf_file import read_gguf
 from export.lazy_tensor import LazyTensor
-from export.problems import gathering, listed, refuse
+from export.problems import gathering, listed, refuse, shown
 from export.quantized_layers import assembled
 from export.safetensors_file import read_safetensors, read_sharded
 from export.torch_archive import read_torch
@@ -59,6 +59,16 @@ class Checkpoint(Mapping[str, LazyTensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """What config.json names under `architectures`; empty where it names nothing."""
+        named = self.config.get("architectures")
+        if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+            raise CheckpointError(
+                f"{self.folder}/config.json: architectures is {shown(named)}, expected a list of names"
+            )
+        return tuple(named or ())
 
     def __len__(self) -> int:
         return len(self.tensors)

@@ -1,14 +1,20 @@
 """A checkpoint's config.json as frozen dataclasses, spelled as the file spells it."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from runtime.errors import CheckpointError
+from export.problems import refuse, shown
 
 READ = ConfigDict(extra="ignore")
-Count = Annotated[int, Field(gt=0)]
+MOST = 1 << 24  # of anything that is counted here: no dimension of a known model comes near, and fp32 counts so far
+Count = Annotated[int, Field(gt=0, le=MOST, strict=True)]
+Layers = Annotated[int, Field(gt=0, le=10_000, strict=True)]
+Positions = Annotated[int, Field(gt=0, le=1 << 22, strict=True)]  # 4 Mi: rotary tables of a GB or two
+Real = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Base = Annotated[float, Field(gt=1, le=1e15, allow_inf_nan=False, strict=True)]  # of rotary frequencies
 T = TypeVar("T")
 
 
@@ -19,16 +25,19 @@ class DecoderConfig:
     vocab_size: Count
     hidden_size: Count
     intermediate_size: Count
-    num_hidden_layers: Count
+    num_hidden_layers: Layers
     num_attention_heads: Count
     num_key_value_heads: Count
     head_dim: Count
-    rope_theta: Annotated[float, Field(gt=0)]
-    rms_norm_eps: Annotated[float, Field(gt=0)]
-    max_position_embeddings: Count
+    rope_theta: Base
+    rms_norm_eps: Real
+    max_position_embeddings: Positions
     attention_qkv_bias: bool = False
+    head_norms: bool = False  # RMSNorm of each head's queries and keys before they turn (Qwen3)
     tie_word_embeddings: bool = False
     hidden_act: str = "silu"
+    rope_frequencies: tuple[float, ...] = ()  # radians a position of each pair; empty: as rope_theta has them
+    rope_length: float = 1.0  # that cosines and sines are multiplied by
     rope_interleaved: bool = False  # pairs (0, 1), (2, 3), ...; False: halves
     windows: tuple[int, ...] = ()  # of each layer, how many positions it attends to, its own among them; 0: all
     first_position: int = 0  # the omni model counts from 1: generate() passes the running sum of the mask
@@ -185,10 +194,20 @@ class OmniConfig:
     video_config: VisionConfig | None = None
 
 
-def parse(kind: type[T], fields: dict[str, Any], where: str) -> T:
-    """Fill the dataclass `kind` from `fields`; CheckpointError names every field that is missing or wrong."""
+def parse(kind: type[T], fields: Mapping[str, Any], where: str, spelled: Mapping[str, str] | None = None) -> T:
+    """Fill the dataclass `kind` from `fields`; CheckpointError names every field that is missing or wrong.
+
+    `spelled`: how the file at `where` spells fields that are called otherwise there.
+    """
     try:
-        return TypeAdapter(kind).validate_python(fields)
+        return TypeAdapter(kind).validate_python(dict(fields))
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
-        raise CheckpointError(f"{where} does not describe a model that can be exported:\n" + "\n".join(lines)) from None
+        problems = list(dict.fromkeys(_problem(detail, spelled or {}) for detail in error.errors()))
+        refuse(f"{where} does not describe a model that can be exported", problems)
+        raise
+
+
+def _problem(detail: Mapping[str, Any], spelled: Mapping[str, str]) -> str:
+    name = ".".join(spelled.get(str(part), str(part)) for part in detail["loc"]) or "(top)"
+    found = "missing" if detail["type"] == "missing" else shown(detail["input"])
+    return f"{name} is {found}: {detail['msg'][:1].lower()}{detail['msg'][1:]}"

@@ -7,8 +7,9 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from export.config import DecoderConfig
-from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, port_dtype
-from export.layers import Embedding, Linear, RMSNorm, silu
+from export.graph import FLOAT, Subgraph, author, cast, compute_dtype, constant, contrib, ints, port_dtype
+from export.layers import Embedding, Linear, RMSNorm, silu, split_last
+from export.rotary import base_frequencies
 from runtime.bundle import CacheLayout, Port, Profile
 from runtime.errors import CheckpointError
 
@@ -24,16 +25,40 @@ class Attention(nn.Module):
         self.window = {"local_window_size": window} if window else {}
         width = config.num_attention_heads * config.head_dim
         self.W_pack = Linear(config.hidden_size, config.qkv_size, bias=config.attention_qkv_bias, dtype=dtype)
+        if config.head_norms:
+            self.q_norm = HeadNorm(config.num_attention_heads, config, dtype)
+            self.k_norm = HeadNorm(config.num_key_value_heads, config, dtype)
         self.o_proj = Linear(width, config.hidden_size, bias=False, dtype=dtype)
 
     def forward(self, op: Any, x: ir.Value, past: tuple[ir.Value, ir.Value], at: "Positions") -> Any:
         y, key, value = contrib(
-            op, "GroupQueryAttention", self.W_pack(op, x), None, None, *past, at.seqlens_k, at.total, at.cos, at.sin,
+            op, "GroupQueryAttention", *self.projected(op, x), *past, at.seqlens_k, at.total, at.cos, at.sin,
             num_heads=self.config.num_attention_heads, kv_num_heads=self.config.num_key_value_heads,
             do_rotary=1, rotary_interleaved=int(self.config.rope_interleaved), _outputs=3, dtype=self.dtype,
             **self.window,
         )  # fmt: skip
         return self.o_proj(op, y), key, value
+
+    def projected(self, op: Any, x: ir.Value) -> tuple[ir.Value | None, ...]:
+        """Queries, keys and values [1, S, heads * head_dim]; where nothing is done to them, packed into the first."""
+        packed = self.W_pack(op, x)
+        if not self.config.head_norms:
+            return packed, None, None
+        keys = self.config.num_key_value_heads * self.config.head_dim
+        q, k, v = split_last(op, packed, self.config.qkv_size - 2 * keys, keys, keys)
+        return self.q_norm(op, q), self.k_norm(op, k), v
+
+
+class HeadNorm(RMSNorm):
+    """RMSNorm of each head by itself, all with the same weight: [1, S, heads * head_dim] -> the same."""
+
+    def __init__(self, heads: int, config: DecoderConfig, dtype: ir.DataType):
+        super().__init__(config.head_dim, config.rms_norm_eps, dtype)
+        self.heads, self.width = heads, config.head_dim
+
+    def forward(self, op: Any, x: ir.Value) -> ir.Value:
+        y = super().forward(op, op.Reshape(x, ints(op, 1, -1, self.heads, self.width)))
+        return op.Reshape(y, ints(op, 1, -1, self.heads * self.width))
 
 
 class MLP(nn.Module):
@@ -98,11 +123,11 @@ def rotary_tables(config: DecoderConfig) -> tuple[np.ndarray, np.ndarray]:
 
     GroupQueryAttention counts from 0; a model that counts from 1 gets a table that begins one position later.
     """
-    exponent = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequency = np.float32(1) / np.float32(config.rope_theta) ** exponent  # fp32, as the official tables are
+    stated = np.array(config.rope_frequencies, np.float32)
+    frequencies = stated if stated.size else base_frequencies(config.rope_theta, config.head_dim)
     positions = np.arange(config.max_position_embeddings, dtype=np.float32) + config.first_position
-    angle = np.outer(positions, frequency)
-    return np.cos(angle), np.sin(angle)
+    angle, length = np.outer(positions, frequencies), np.float32(config.rope_length)
+    return np.cos(angle) * length, np.sin(angle) * length
 
 
 class Model(nn.Module):

@@ -29,6 +29,12 @@ def refuse(subject: object, problems: Sequence[str]) -> None:
         raise CheckpointError("\n  - ".join([f"{subject}: {len(problems)} problems", *lines]))
 
 
+def shown(value: object, limit: int = 80) -> str:
+    """The value as Python writes it, cut where it would fill the line."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
 def listed(names: Iterable[str], limit: int = 6) -> str:
     """The names quoted and in a row, the first `limit` of them: `'a', 'b' and 12 more`."""
     names = list(names)

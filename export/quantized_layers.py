@@ -86,8 +86,7 @@ def _read_awq(stated: dict[str, Any]) -> Packed:
     version = str(stated.get("version", stated.get("format", "gemm"))).lower()
     if version != "gemm":
         problems.append(f"version is {version!r}, expected 'gemm'")
-    if stated.get("zero_point", True) is not True:
-        problems.append(f"zero_point is {stated['zero_point']!r}, expected true: the gemm layout has zeros")
+    # Of zero_point the tensors tell: writers state false for symmetric layers and store their zeros all the same.
     refuse(f"{KEY} (AWQ)", problems)
     return Packed(AWQ, _group_size(size))
 

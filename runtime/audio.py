@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.bundle import AudioFrontEnd
 from runtime.errors import BundleError, MediaError
 from runtime.files import is_file
-from runtime.sound_header import READ, conversion, unread_kind, whole_sound
+from runtime.sound_header import READ, Source, conversion, unread_kind, whole_sound
 
 Wave = NDArray[np.float32]
 
@@ -37,14 +38,25 @@ class Lengths:
     codes: int  # positions in the language model
 
 
-def load_mono(path: str | Path, rate: int) -> Wave:
-    """An audio file at `rate` Hz, channels averaged: float32 [n]. Raises MediaError as read_audio does.
+def load_mono(path: str | Path | bytes, rate: int, seconds: float | None = None) -> Wave:
+    """An audio file, or its content, at `rate` Hz, channels averaged: float32 [n].
+
+    Raises MediaError as read_audio does, and where it lasts longer than `seconds`, of which no more is decoded: a small
+    file may hold hours of silence.
 
     The official code resamples each channel and averages then; both are linear, so averaging first gives the same
     for half of the work.
     """
-    samples, file_rate = read_audio(path)
-    return resample(samples.mean(axis=0, dtype=np.float32), file_rate, rate)
+    file_rate, blocks = _open_blocks(path)
+    parts, found = [], 0
+    for part in _resampled(_mono(blocks, _name(path)), file_rate, rate):
+        parts.append(part)
+        found += len(part)
+        if seconds is not None and found > seconds * rate:
+            raise MediaError(
+                f"{_name(path)} lasts longer than {seconds:.0f} s, which is all that this model's context holds; cut it"
+            )
+    return np.concatenate(parts)
 
 
 def read_audio(path: str | Path) -> tuple[Wave, int]:
@@ -52,54 +64,99 @@ def read_audio(path: str | Path) -> tuple[Wave, int]:
 
     Raises MediaError: no such file, not decodable, more than 2 channels, an impossible rate, no samples, NaN or inf.
     """
-    if not is_file(path):
-        raise MediaError(f"{path} is not a file; expected a {READ} file")
-    try:
-        kind = unread_kind(Path(path))
+    rate, blocks = _open_blocks(path)
+    samples = np.concatenate(list(blocks)).T
+    _check_samples(samples.size, _broken(samples), str(path))
+    return samples, rate
+
+
+def _open_blocks(path: str | Path | bytes) -> tuple[int, Iterator[Wave]]:
+    """The rate of a file in Hz, and its samples, float32 [n, channels], a block at a time."""
+    name = _name(path)
+    if not isinstance(path, bytes) and not is_file(path):
+        raise MediaError(f"{name} is not a file; expected a {READ} file")
+    with _readable(path):
+        source = BytesIO(path) if isinstance(path, bytes) else Path(path)
+        kind = unread_kind(source)
         if kind is not None:
-            raise MediaError(f"{path} is {kind}, which is not read; expected {READ}: convert it, {conversion(path)}")
-        parts = [_read_part(part, path) for part in whole_sound(Path(path))]
-    except OSError as error:
-        raise MediaError(f"{path} cannot be read ({error.strerror or error}); check its permissions") from None
-    except (soundfile.SoundFileError, TypeError, ValueError) as error:
-        # TypeError: a name that ends in .raw; libsndfile says of most files only that they are none of its own
-        raise MediaError(f"{path} cannot be decoded; expected {READ}: convert it, {conversion(path)}") from error
-    kinds = {(len(samples), rate) for samples, rate in parts}
+            raise MediaError(f"{name} is {kind}, which is not read; expected {READ}: {_convert(path)}")
+        parts = whole_sound(source)
+        kinds = {_kind(part, name) for part in parts}
     if len(kinds) > 1:
         found = " and ".join(f"{channels} channels at {rate} Hz" for channels, rate in sorted(kinds))
-        raise MediaError(f"{path} is joined of parts of {found}; expected one kind: convert it, {conversion(path)}")
-    samples = parts[0][0] if len(parts) == 1 else np.concatenate([part for part, _ in parts], axis=1)
-    _check_samples(samples, str(path))
-    return samples, parts[0][1]
+        raise MediaError(f"{name} is joined of parts of {found}; expected one kind: {_convert(path)}")
+    return kinds.pop()[1], _read_blocks(parts, path)
 
 
-def _read_part(source: Path | BytesIO, path: str | Path) -> tuple[Wave, int]:
+def _name(path: str | Path | bytes) -> str:
+    return "the audio" if isinstance(path, bytes) else str(path)
+
+
+def _convert(path: str | Path | bytes) -> str:
+    return "convert it to WAV" if isinstance(path, bytes) else f"convert it, {conversion(path)}"
+
+
+@contextmanager
+def _readable(path: str | Path | bytes) -> Iterator[None]:
+    """What cannot be opened or decoded is a MediaError."""
+    try:
+        yield
+    except OSError as error:
+        raise MediaError(f"{_name(path)} cannot be read ({error.strerror or error}); check its permissions") from None
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:
+        # TypeError: a name that ends in .raw; libsndfile says of most files only that they are none of its own
+        raise MediaError(f"{_name(path)} cannot be decoded; expected {READ}: {_convert(path)}") from error
+
+
+def _kind(source: Source, name: str) -> tuple[int, int]:
+    """Channels and rate."""
     with soundfile.SoundFile(source) as file:
-        _check_header(file, path)
-        return _read_blocks(file), file.samplerate
+        _check_header(file, name)
+        kind = file.channels, file.samplerate
+    if isinstance(source, BytesIO):
+        source.seek(0)
+    return kind
 
 
-def _check_header(file: soundfile.SoundFile, path: str | Path) -> None:
+def _read_blocks(parts: Sequence[Source], path: str | Path | bytes) -> Iterator[Wave]:
+    with _readable(path):
+        for part in parts:
+            with soundfile.SoundFile(part) as file:
+                whole = False
+                while not whole:
+                    block = np.asarray(file.read(READ_FRAMES, dtype="float32", always_2d=True), np.float32)
+                    yield block
+                    whole = len(block) < READ_FRAMES
+
+
+def _mono(blocks: Iterator[Wave], name: str) -> Iterator[Wave]:
+    """Channels averaged [n]; MediaError behind the last block as `_check_samples` has it."""
+    size = broken = 0
+    for block in blocks:
+        size += block.size
+        broken += _broken(block)
+        yield block.mean(axis=1, dtype=np.float32)
+    _check_samples(size, broken, name)
+
+
+def _check_header(file: soundfile.SoundFile, name: str) -> None:
     problems: list[str] = []
     if file.channels > 2:
         problems.append(f"{file.channels} channels, expected 1 or 2: mix it down")
     if file.samplerate not in RATES:
         problems.append(f"a rate of {file.samplerate} Hz, expected {RATES.start} to {RATES.stop - 1}")
     if problems:
-        raise MediaError(f"{path} has " + " and ".join(problems))
+        raise MediaError(f"{name} has " + " and ".join(problems))
 
 
-def _read_blocks(file: soundfile.SoundFile) -> Wave:
-    blocks = [file.read(READ_FRAMES, dtype="float32", always_2d=True)]
-    while len(blocks[-1]) == READ_FRAMES:
-        blocks.append(file.read(READ_FRAMES, dtype="float32", always_2d=True))
-    return np.concatenate(blocks, dtype=np.float32).T
+def _broken(samples: Wave) -> int:
+    """How many are NaN or infinite."""
+    return samples.size - int(np.count_nonzero(np.isfinite(samples)))
 
 
-def _check_samples(samples: Wave, name: str) -> None:
-    if samples.size == 0:
+def _check_samples(size: int, broken: int, name: str) -> None:
+    if size == 0:
         raise MediaError(f"{name} holds no samples; record or export it again")
-    broken = samples.size - np.count_nonzero(np.isfinite(samples))
     if broken:
         raise MediaError(f"{name} holds {broken} samples that are NaN or infinite; expected numbers in [-1, 1]")
 
@@ -129,6 +186,24 @@ def resample(wave: Wave, from_rate: int, to_rate: int) -> Wave:
         windows = np.lib.stride_tricks.sliding_window_view(padded[first * a // b :], len(taps))[::hop]
         _filter_rows(windows[:rows], taps, out[:, first:last])
     return out.reshape(-1)[:n_out]
+
+
+def _resampled(waves: Iterator[Wave], from_rate: int, to_rate: int) -> Iterator[Wave]:
+    """`resample` of the joined waves, piece by piece, with as much of the neighbours as the filter reaches."""
+    if from_rate == to_rate:
+        yield from waves
+        return
+    divisor = math.gcd(from_rate, to_rate)
+    a, b = from_rate // divisor, to_rate // divisor
+    margin = -(-_half_width(a, b) // a) * a  # whole periods: a inputs, b outputs
+    behind, waiting = 0, np.zeros(0, np.float32)  # inputs that are kept of what is done; these, and what is to be done
+    for wave in waves:
+        waiting = np.concatenate([waiting, wave])
+        ready = (len(waiting) - margin) // a * a
+        if ready - behind >= READ_FRAMES // 2:
+            yield resample(waiting[: ready + margin], from_rate, to_rate)[behind // a * b : ready // a * b]
+            waiting, behind = waiting[max(0, ready - margin) :], min(ready, margin)
+    yield resample(waiting, from_rate, to_rate)[behind // a * b :]
 
 
 def _filter_rows(windows: Wave, taps: Wave, out: Wave) -> None:
@@ -195,7 +270,7 @@ def segments(wave: Wave, front: AudioFrontEnd) -> Iterator[tuple[NDArray[np.floa
 
     Raises MediaError at once where no segment does, or where the wave has NaN or infinite samples.
     """
-    _check_samples(wave, "the audio")
+    _check_samples(wave.size, _broken(wave), "the audio")
     kept = [(start, end) for start, end in split(len(wave), front) if _gives_codes(end - start, front)]
     if not kept:
         found, needed = (1000 * n / front.sampling_rate for n in (len(wave), _shortest(front)))

@@ -15,7 +15,7 @@ from runtime.vouched import holds, sample_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-STRICT = ConfigDict(extra="forbid", strict=False, ser_json_inf_nan="null")
+STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="null")  # "12" is no 12, nor is true 1
 
 BLANK = "\u2581"  # how SentencePiece writes a blank
 TODAY = "{today}"  # in the strings of a PromptTemplate
@@ -112,6 +112,11 @@ class AudioFrontEnd:
     avg_pooler: Count  # encoder frames a code
     stride: Count  # log-mel frames an encoder frame
     codebook_sizes: tuple[Count, ...]
+
+    @property
+    def samples_a_code(self) -> int:
+        """How much sound one position of the language model stands for."""
+        return self.hop_length * self.stride * self.avg_pooler
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -379,10 +384,45 @@ def read_bundle(folder: Path) -> Manifest:
             f"{', '.join(changed)} of the bundle {folder} is hard-linked from what the bundle was made from, and has "
             "been changed since the export; export it again, without --link for files of its own"
         )
+    if wrong := list(_contradictions(manifest)):
+        raise BundleError(f"{path} contradicts itself:\n" + "\n".join(wrong) + "\nexport the bundle again")
     wrong = list(_missing_or_cut(folder, manifest))
     if wrong:
         raise BundleError(f"the bundle {folder} is not whole:\n" + "\n".join(wrong) + "\nexport it again")
     return manifest
+
+
+def _contradictions(manifest: Manifest) -> Iterator[str]:
+    """Sizes that memory is taken by, and that the graphs' ports do not have."""
+    hidden, cache = manifest.hidden_size, manifest.cache
+    for graph, port, shape in (
+        ("embed_tokens", "rows", (None, hidden)),
+        ("embed_audio", "rows", (None, hidden)),
+        ("vision_projector", "rows", (None, hidden)),
+        ("decoder", "inputs_embeds", (1, None, hidden)),
+        ("decoder", "hidden", (1, None, hidden)),
+        *(("decoder", f"past.0.{name}", (1, cache.kv_heads, None, cache.head_dim)) for name in ("key", "value")),
+        ("lm_head", "hidden", (None, hidden)),
+        ("lm_head", "logits", (None, manifest.vocab_size)),
+    ):
+        if graph in manifest.graphs and (found := _sizes(manifest.graphs[graph], port)) != shape:
+            yield f"  its sizes ask {_spelled(shape)} of {graph}'s {port}, and the graph has {_spelled(found)}"
+    if "decoder" in manifest.graphs:
+        layers = sum(port.name.startswith("past.") for port in manifest.graphs["decoder"].inputs) // 2
+        if layers != cache.layers:
+            yield f"  its cache has {cache.layers} layers, the decoder {layers}"
+
+
+def _sizes(graph: Graph, name: str) -> tuple[int | None, ...] | None:
+    """Of a port, those that are fixed; None where the graph has no such port."""
+    shape = next((port.shape for port in (*graph.inputs, *graph.outputs) if port.name == name), None)
+    return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _spelled(sizes: tuple[int | None, ...] | None) -> str:
+    if sizes is None:
+        return "no such port"
+    return f"[{', '.join('any' if size is None else str(size) for size in sizes)}]"
 
 
 def _as_linked(path: Path, file: File) -> bool:

@@ -1,6 +1,7 @@
 """One conversation as the decoder sees it: every position's id, how far the cache has read, and the unread tail."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,12 @@ def placed(prompt: Prompt, manifest: Manifest) -> Iterator[tuple[int, np.ndarray
     """The placeholders of a prompt: where each stands, and its codes [codebooks] or its row [hidden]."""
     yield from zip(np.flatnonzero(prompt.ids == manifest.tokens.audio_pad).tolist(), prompt.codes, strict=True)
     yield from zip(np.flatnonzero(_pictured(prompt, manifest)).tolist(), prompt.rows, strict=True)
+
+
+def selected(prompt: Prompt, keep: NDArray[np.bool_], manifest: Manifest) -> Prompt:
+    """The positions [L] of a prompt that are to be kept, with their codes and rows."""
+    heard, seen = prompt.ids == manifest.tokens.audio_pad, _pictured(prompt, manifest)
+    return replace(prompt, ids=prompt.ids[keep], codes=prompt.codes[keep[heard]], rows=prompt.rows[keep[seen]])
 
 
 def _pictured(prompt: Prompt, manifest: Manifest) -> NDArray[np.bool_]:

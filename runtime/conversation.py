@@ -7,36 +7,61 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from runtime.bundle import Step
+from runtime.context import selected
+from runtime.context_policy import Plan, Said, plan
 from runtime.engine import Engine
-from runtime.errors import EdgeOmniError
-from runtime.events import AudioChunk, Event, Finish, ReplyDone, StepDone, TextDelta, Timings
-from runtime.prompt import Audio, Prompt, Said, Text, parts_of, split_for_speech
-from runtime.reply import Steps, audio_step, spoken_reply, text_reply
+from runtime.errors import EdgeOmniError, PromptError
+from runtime.events import AudioChunk, Event, Finish, Reading, ReplyDone, StepDone, TextDelta, Timings
+from runtime.generate import PIECE
+from runtime.prompt import Audio, Part, Prompt, Text, Turn, continued_by, parts_of, split_for_speech
+from runtime.reply import Steps, Writer, audio_step, spoken_reply, text_reply
+from runtime.sampling import AS_BUNDLE, SamplingOptions
 from runtime.speech import Mode, SpeechDecoder
 
 
 @dataclass(frozen=True)
 class Choices:
-    """How one reply is made. `zero_noise` silences every random draw of the speech decoder, for comparisons."""
+    """How one reply is made. `zero_noise` silences every random draw of the speech decoder, for comparisons.
+
+    `greedy` takes the likeliest token and code always, whatever `sampling` says, which is of text alone.
+    """
 
     spoken: bool = False
     greedy: bool = False
     mode: Mode = "exact"
     zero_noise: bool = False
     max_new: int | None = None  # tokens of a text answer; None: the bundle's default
+    sampling: SamplingOptions = AS_BUNDLE
+    stop_loops: bool = True  # end an answer that goes round in a loop
 
 
 PLAIN = Choices()
+ANSWER_SHARE = 0.25  # of the context: room that an answer is given at most before older turns are kept
+
+
+@dataclass(frozen=True, eq=False)
+class Overflow:
+    """More than the context can hold: all that was said, the piece included that is pending, and what goes of it."""
+
+    said: Prompt
+    plan: Plan
+    pinned: int
 
 
 class Conversation:
-    """One conversation with an open bundle. Not to be used from two threads at once; two conversations may be."""
+    """One conversation with an open bundle. Not to be used from two threads at once; two conversations may be.
+
+    What its context cannot hold any more is forgotten, oldest pictures and turns first (`context_policy.plan`).
+    """
 
     def __init__(self, engine: Engine, opening: Prompt, seed: int | None):
         self.engine, self.rng = engine, np.random.default_rng(seed)
         self.context = engine.context()
+        self.starts: list[int] = []  # where each turn begins, behind what closes the one before
         self._asked: Prompt | None = None  # the turn that is being answered, where its answer is to be rewritten
         self._read = 0  # positions of what was read before the answer
+        self._opening = opening
+        self._before: tuple[int, Prompt, list[int]] | None = None  # the turn that was answered last: what stood then
         self._pending: Prompt | None = opening  # what stands before the next answer and has not been read
 
     @classmethod
@@ -44,31 +69,110 @@ class Conversation:
         """A new conversation. `system` None: the bundle's default prompt; "": none."""
         return cls(engine, engine.format.open_conversation(system, waits=True), seed)
 
-    def reply(self, said: Said, choices: Choices = PLAIN) -> Generator[Event, None, None]:
+    def reply(self, said: Turn, choices: Choices = PLAIN) -> Generator[Event, None, None]:
         """Answer a turn: a text, an input that the engine encoded, or several of both in their order.
 
-        Close the generator to interrupt it: what was generated until then stays in the context. PromptError for an
-        empty turn, one that holds anything else or that the context cannot hold; after any error the conversation
-        stands as before the turn.
+        PromptError for an empty turn or one that the context cannot hold; after any error, and when it is closed while
+        the turn is read, the conversation stands as before the turn.
         """
-        parts, before = parts_of(said), self._pending
-        form = self.engine.format
-        self._pending = form.user_turn(parts, choices.spoken, behind=before)
-        if form.template.forgets is not None or form.template.opens_answer:
-            self._asked = form.user_turn(parts, choices.spoken, behind=before, waits=True)
-        generation = self.engine.manifest.generation
-        text = generation.text if choices.max_new is None else replace(generation.text, max_new=choices.max_new)
+        assert self._pending is not None
+        before, starts, turn, stood = self._pending, self.starts, None, None
+        parts = parts_of(said)
+        form, forgotten = self.engine.format, None
         try:
-            yield from self.run(self.spoken(choices) if choices.spoken else self.written(text, choices), choices)
+            turn = form.user_turn(parts, choices.spoken, behind=before)
+            if found := self._overflow(turn, choices):
+                before, forgotten = self._forget(found), found.plan.forgotten
+                turn = form.user_turn(parts, choices.spoken, behind=self._pending)
+            stood = len(self.context.ids), self._pending, self.starts
+            self.starts = [*self.starts, len(self.context.ids) + self._seam(turn)]
+            if form.template.forgets is not None or form.template.opens_answer:
+                self._asked = form.user_turn(parts, choices.spoken, behind=self._pending, waits=True)
+            self._pending = turn
+            if forgotten:
+                yield forgotten
+            steps = self.spoken(choices) if choices.spoken else self.written(self._text_step(choices), choices)
+            yield from self.run(steps, choices)
         except EdgeOmniError:
-            self._pending = before
+            self._pending = None
             raise
+        finally:
+            if self._pending is None or self._pending is turn:  # the turn was not read
+                self._pending, self.starts = before, starts
+            else:
+                self._before = stood
+
+    def take_back(self) -> None:
+        """Forget the last turn and its answer. EdgeOmniError where that was done already, or no turn was answered."""
+        if self._before is None:
+            raise EdgeOmniError("there is no answer to take back; ask something first")
+        (length, self._pending, self.starts), self._before = self._before, None
+        self.context.truncate(length)
+
+    def remember(self, parts: Sequence[Part], answer: str) -> None:
+        """Add a turn of an earlier conversation, with its answer as text. It is read together with the next turn."""
+        turn = self.engine.format.user_turn(parts, spoken=False, behind=self._pending, waits=True)
+        self.starts = [*self.starts, len(self.context.ids) + self._seam(turn)]
+        said = [Text(answer)] if answer else []
+        self._pending = self.engine.format.close_assistant(said, spoken=False, behind=turn, waits=True)
+        self._before = None
+
+    def _text_step(self, choices: Choices) -> Step:
+        text = self.engine.manifest.generation.text
+        return text if choices.max_new is None else replace(text, max_new=choices.max_new)
+
+    def _seam(self, turn: Prompt) -> int:
+        """Where a turn begins in a piece of prompt that has it behind what is pending.
+
+        That is behind the last text of what closes the turn before, unless its tokens are those of this one's text too.
+        """
+        assert self._pending is not None
+        closed = self.engine.format.closed(self._pending).ids
+        return len(closed if np.array_equal(turn.ids[: len(closed)], closed) else self._pending.ids)
+
+    def _overflow(self, turn: Prompt, choices: Choices) -> "Overflow | None":
+        """What has to be forgotten so that a turn behind what is pending, and its answer, fit; None for nothing.
+
+        PromptError where the turn would not fit if everything else were forgotten.
+        """
+        assert self._pending is not None
+        manifest, seam = self.engine.manifest, self._seam(turn)
+        most, pinned = manifest.cache.max_positions, self.starts[0] if self.starts else seam
+        new, longest = len(turn) - seam, most if choices.spoken else self._text_step(choices).max_new
+        if pinned + new > most:
+            raise PromptError(
+                f"this turn needs {new} positions beside the {pinned} of the system prompt, the model's context has "
+                f"{most}; shorten it"
+            )
+        reserve = new + min(longest, int(ANSWER_SHARE * most))
+        if len(self.context.ids) + seam + reserve <= most:
+            return None
+        piece = self.engine.format.closed(self._pending) if seam > len(self._pending) else self._pending
+        said = continued_by(self.context.prompt(0, len(self.context.ids)), piece)
+        found = plan(Said(said.ids.tolist(), pinned, self.starts), manifest, reserve)
+        return None if found is None else Overflow(said, found, pinned)
+
+    def _forget(self, overflow: "Overflow") -> Prompt:
+        """Forget what a plan says; returns what then would have to be pending for nothing to be forgotten."""
+        said, found = overflow.said, overflow.plan
+        keep = np.zeros(len(said), np.bool_)
+        for start, end in found.kept:
+            keep[start:end] = True
+        whole = found.positions == overflow.pinned  # but for the system prompt, whose last text meets the turn anew
+        same = 0 if whole else min(int(np.argmin(np.append(keep, False))), len(self.context.ids))
+        rest = np.arange(len(said)) >= same
+        self.context.truncate(same)
+        self.starts = found.moved(self.starts)
+        manifest = self.engine.manifest
+        self._pending = self._opening if whole else selected(said, keep & rest, manifest)
+        return selected(said, rest, manifest)
 
     def run(self, steps: Steps, choices: Choices) -> Iterator[Event]:
         """Read what is pending, then pass on the events of `steps`, each segment's codes turned into audio."""
-        mark, tally = len(self.context.ids), Tally()
+        mark, tally, is_read = len(self.context.ids), Tally(), False
         try:
-            self._read_pending(tally)
+            yield from self._read_pending(tally)
+            is_read = True
             speech = self.engine.speech(self.rng, choices.mode, choices.zero_noise) if choices.spoken else None
             finish = yield from with_audio(steps, speech, tally)
             yield ReplyDone("".join(tally.text), finish, tally.total())
@@ -77,17 +181,23 @@ class Conversation:
             raise
         finally:
             steps.close()
-            if len(self.context.ids) > mark:
+            if not is_read:
+                self.context.truncate(mark)
+            elif len(self.context.ids) > mark:
                 self._pending = self._closing(choices.spoken) if self._asked is None else self._rewritten(mark)
 
     def written(self, step: Step, choices: Choices) -> Steps:
         """The steps of an answer in text."""
-        return text_reply(self.context, self.engine.writer(self.rng, choices.greedy), step)
+        return text_reply(self.context, self._writer(choices), step)
 
     def spoken(self, choices: Choices) -> Steps:
         """The steps of a spoken answer."""
-        writer, voice = self.engine.writer(self.rng, choices.greedy), self.engine.voice(choices.greedy)
-        return spoken_reply(self.context, writer, voice, self.engine.compat)
+        voice = self.engine.voice(choices.greedy)
+        return spoken_reply(self.context, self._writer(choices), voice, self.engine.compat)
+
+    def _writer(self, choices: Choices) -> Writer:
+        writer = self.engine.writer(self.rng, choices.greedy, choices.sampling)
+        return replace(writer, stop_loops=choices.stop_loops)
 
     def read_aloud(self, others: Sequence[str], choices: Choices) -> Steps:
         """The steps of reading a text whose first piece is pending and whose other pieces follow it."""
@@ -101,15 +211,18 @@ class Conversation:
             yield None
         return "end"
 
-    def _read_pending(self, tally: "Tally") -> None:
+    def _read_pending(self, tally: "Tally") -> Iterator[Reading]:
         """Read all but the last pending position, whose hidden state the first step asks for."""
         if self._pending is not None:
             self.context.append(self._pending)
             self._read = len(self._pending)
         self._pending = None
         positions = len(self.context.tail)
+        if positions > PIECE:
+            yield Reading(0, positions)
         for _ in self.context.read(keep=1):
-            pass
+            if len(self.context.tail) > 1:
+                yield Reading(positions - len(self.context.tail), positions)
         tally.prefilled(positions)
 
     def _rewritten(self, mark: int) -> Prompt:
@@ -123,7 +236,9 @@ class Conversation:
 
     def _closing(self, spoken: bool) -> Prompt:
         """What ends the answer, complete or interrupted, before the next turn."""
-        tokens = self.engine.manifest.tokens
+        tokens, last = self.engine.manifest.tokens, len(self.context.ids) - 1
+        if self.context.ids[last] == tokens.audio_pad and last not in self.context.media:
+            self.context.truncate(last)  # the frame of an end code, which stands for nothing
         within = self.context.ids[-1] in (tokens.audio_pad, tokens.audiogen_start)
         return self.engine.format.close_assistant(spoken=spoken, within_audio=within, waits=True)
 

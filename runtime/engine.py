@@ -14,6 +14,7 @@ from runtime.errors import EdgeOmniError, PromptError
 from runtime.image import Grid, Rgb, patches, read_image, rotary_positions
 from runtime.prompt import Audio, Image, Video, prompt_format
 from runtime.reply import Compat, Voice, Writer
+from runtime.sampling import AS_BUNDLE, SamplingOptions
 from runtime.session import Options, Session
 from runtime.speech import Mode, SpeechDecoder
 from runtime.tokenizer import Tokenizer
@@ -57,11 +58,17 @@ class Engine:
         for session in self._sessions.values():
             session.rearm()
 
-    def hear(self, source: str | Path | NDArray[np.float32]) -> Audio:
-        """Encode an audio file, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if it cannot."""
-        front = self._ears()
-        wave = source if isinstance(source, np.ndarray) else load_mono(source, front.sampling_rate)
+    def hear(self, source: str | Path | bytes | NDArray[np.float32]) -> Audio:
+        """Encode an audio file, its content, or a waveform float32 [n] at the bundle's rate, into codes; MediaError if
+        it cannot."""
+        wave = source if isinstance(source, np.ndarray) else self.listen(source)
         return Audio(np.concatenate(list(self.codes_of(wave))))
+
+    def listen(self, source: str | Path | bytes) -> NDArray[np.float32]:
+        """An audio file, or its content, as a waveform [n] at the bundle's rate; MediaError if it cannot be used."""
+        front = self._ears()
+        longest = self.manifest.cache.max_positions * front.samples_a_code / front.sampling_rate
+        return load_mono(source, front.sampling_rate, longest)
 
     def codes_of(self, wave: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
         """As `hear` of a waveform, one segment after the other."""
@@ -108,8 +115,8 @@ class Engine:
         embed_audio = self.session("embed_audio") if "embed_audio" in self.manifest.graphs else None
         return Context(self.manifest, self.session("decoder"), self.session("embed_tokens"), embed_audio)
 
-    def writer(self, rng: np.random.Generator, greedy: bool) -> Writer:
-        return Writer(self.manifest, self.tokenizer, self.session("lm_head"), rng, greedy)
+    def writer(self, rng: np.random.Generator, greedy: bool, options: SamplingOptions = AS_BUNDLE) -> Writer:
+        return Writer(self.manifest, self.tokenizer, self.session("lm_head"), rng, greedy, options)
 
     def voice(self, greedy: bool) -> Voice:
         """The audio head; EdgeOmniError where the bundle cannot speak."""

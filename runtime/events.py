@@ -6,8 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# The model ended it; its limit was reached; the context is full; the model found that nobody spoke to it.
-Finish = Literal["end", "length", "context", "unaddressed"]
+# The model ended it; its limit was reached; the context is full; it went round in a loop; the model found that nobody
+# spoke to it.
+Finish = Literal["end", "length", "context", "repeats", "unaddressed"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,30 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Forgotten:
+    """The context was full: so many of the oldest pictures and whole turns went, and positions stay of those before."""
+
+    pictures: int
+    turns: int
+    before: int
+    kept: int
+
+    def __str__(self) -> str:
+        counted = ((self.pictures, "picture"), (self.turns, "turn"))
+        gone = [f"the oldest {n} {what}{'s' * (n > 1)}" for n, what in counted if n]
+        return f"forgot {' and '.join(gone)}: {self.before} positions were used, {self.kept} are kept"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """So many positions of a long prompt have been read, of all that are new. To cancel it is to close the reply: the
+    conversation stands as before the turn then."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class ReplyDone:
     """The last event of a reply."""
 
@@ -74,4 +99,4 @@ class ReplyDone:
     timings: Timings
 
 
-Event = TextDelta | AudioChunk | StepDone | ReplyDone
+Event = Forgotten | Reading | TextDelta | AudioChunk | StepDone | ReplyDone

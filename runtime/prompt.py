@@ -55,12 +55,12 @@ class Spoken:
 
 
 Part = Text | Audio | Image | Video
-Said = str | Part | Iterable[str | Part]  # a turn as it is said to a conversation; a string is one text
+Turn = str | Part | Iterable[str | Part]  # a turn as it is said to a conversation; a string is one text
 Answer = Text | Spoken
 P = TypeVar("P")
 
 
-def parts_of(said: Said) -> tuple[Part, ...]:
+def parts_of(said: Turn) -> tuple[Part, ...]:
     """The parts of a turn. PromptError for what is neither text nor an input that was encoded."""
     if isinstance(said, Iterable) and not isinstance(said, str | bytes | Mapping | Set):
         return tuple(map(_part_of, said))
@@ -107,6 +107,14 @@ def concat(pieces: Sequence[Prompt]) -> Prompt:
     )
 
 
+def continued_by(first: Prompt, then: Prompt) -> Prompt:
+    """Two pieces as one, of which the first does not wait and the second may."""
+    assert not first.run, "a piece whose text waits is to be continued, not put beside another"
+    media = {"codes": [first.codes, then.codes], "rows": [first.rows, then.rows]}
+    joined = {name: np.concatenate([part for part in parts if len(part)] or parts[:1]) for name, parts in media.items()}
+    return replace(then, ids=np.concatenate([first.ids, then.ids]), **joined)
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """How one bundle spells a conversation. Template strings name special tokens; the texts in between never do."""
@@ -135,7 +143,7 @@ class PromptFormat:
         draft.template(self._dated(after, now))
         return replace(draft.prompt(waits), keeps_blanks=bool(text) and self.template.blanks_behind_system)
 
-    def user_turn(self, said: Said, spoken: bool, *, behind: Prompt | None = None, waits: bool = False) -> Prompt:
+    def user_turn(self, said: Turn, spoken: bool, *, behind: Prompt | None = None, waits: bool = False) -> Prompt:
         """What the user said and showed, up to where the answer begins; `spoken`: the answer shall be heard.
 
         It `waits` for an answer that is given, and is otherwise to be answered. Raises PromptError for a turn without
@@ -179,6 +187,10 @@ class PromptFormat:
             draft.answer(part)
         draft.template(self._assistant(spoken)[1])
         return draft.prompt(waits)
+
+    def closed(self, piece: Prompt) -> Prompt:
+        """A piece that waits, as if nothing but a special token came behind it."""
+        return _continued(self, piece, "text").prompt()
 
     def open_user(self) -> Prompt:
         """The beginning of a user turn that comes in pieces."""

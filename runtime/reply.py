@@ -1,7 +1,7 @@
 """The generation loops: a text answer, and the interleaved text and audio of a spoken answer."""
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -11,7 +11,8 @@ from runtime.bundle import Manifest, Sampling, Step
 from runtime.context import Context
 from runtime.errors import EdgeOmniError
 from runtime.events import Event, Finish, StepDone, TextDelta
-from runtime.sampling import NOTHING, banned_in_text, gumbel, sample
+from runtime.repetition import ENDLESS, loops
+from runtime.sampling import AS_BUNDLE, NOTHING, SamplingOptions, banned_in_text, gumbel, sample
 from runtime.session import Session
 from runtime.tokenizer import Tokenizer
 
@@ -51,13 +52,16 @@ class Voice:
 
 @dataclass
 class Writer:
-    """Chooses text tokens for one conversation."""
+    """Chooses the text tokens of one reply. `stop_loops`: end it when it goes round in a loop, over all its pieces."""
 
     manifest: Manifest
     tokenizer: Tokenizer
     lm_head: Session
     rng: np.random.Generator
     greedy: bool
+    options: SamplingOptions = AS_BUNDLE
+    stop_loops: bool = False
+    said: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.banned = banned_in_text(self.manifest.tokens, self.manifest.known_tokens, self.manifest.vocab_size)
@@ -69,7 +73,8 @@ class Writer:
         """
         inputs = tuple(context.ids)
         stream = self.tokenizer.stream()
-        sampling = replace(step.sampling, greedy=True) if self.greedy else step.sampling
+        sampling = self.options.of(step.sampling)
+        sampling = replace(sampling, greedy=True) if self.greedy else sampling
         finish: Finish = "length"
         for _ in range(step.max_new):
             if context.room < 1:
@@ -86,6 +91,10 @@ class Writer:
                 yield TextDelta(text)
             if token in self.manifest.tokens.eos or self._stops(context.ids, step.stop):
                 finish = "end"
+                break
+            self.said.append(token)
+            if self.stop_loops and loops(self.said, ENDLESS):
+                finish = "repeats"
                 break
         if text := stream.flush():
             yield TextDelta(text)
@@ -135,6 +144,8 @@ def spoken_reply(context: Context, writer: Writer, voice: Voice, compat: Compat)
         if finish == "unaddressed" or (ended and len(context.ids) == before + 1):
             context.drop_last()
             return finish
+        if finish == "repeats":
+            return finish
         if finish == "context" or context.room < 2:
             return "context"
         _begin_audio(context, tokens.audiogen_start, ended or compat == "official")
@@ -176,6 +187,7 @@ def audio_step(
         frames.append(codes)
         complete = int(codes[0]) == voice.end_code
         if not complete:
+            context.media[len(context.ids) - 1] = codes
             yield codes
     yield StepDone("audio", inputs, tuple(context.ids), np.array(frames))
     return complete

@@ -4,6 +4,10 @@ The order and the treatment of ties are those of Hugging Face transformers' logi
 (`generation/logits_process.py`), which the official code generates with.
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +19,57 @@ Ids = NDArray[np.int64]
 
 NEGLIGIBLE = 60.0  # e^-60: of a vocabulary of such tokens beside the likeliest, not one in 10^20 draws takes any
 NOTHING: Ids = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """What of a bundle's sampling of text is to be otherwise; None: as the bundle says.
+
+    temperature 0 takes the likeliest token always. top_k 0, top_p 1, min_p 0 and repetition_penalty 1 switch off. A
+    bundle that always takes the likeliest draws where any of these but the repetition penalty is given. EdgeOmniError,
+    one for all of them, for values out of bounds.
+    """
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    min_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if wrong := list(self._wrong()):
+            raise EdgeOmniError("; ".join(wrong))
+
+    def _wrong(self) -> Iterator[str]:
+        bounds = (
+            ("temperature", self.temperature, 0.0, math.inf, "0 (the likeliest always) or more"),
+            ("top-p", self.top_p, math.ulp(0.0), 1.0, "more than 0, and 1 (off) at most"),
+            ("top-k", self.top_k, 0, math.inf, "a whole number, 0 (off) or more"),
+            ("repeat-penalty", self.repetition_penalty, 0.01, 100.0, "0.01 to 100, of which 1 is off"),
+            ("min-p", self.min_p, 0.0, 1.0, "0 (off) to 1"),
+        )
+        for name, value, least, most, expected in bounds:
+            if value is None or (
+                math.isfinite(value) and least <= value <= most and (name != "top-k" or value % 1 == 0)
+            ):
+                continue
+            yield f"{name} is {value:g}, expected {expected}"
+
+    @property
+    def draws(self) -> bool:
+        """Whether these ask for a draw, which always taking the likeliest would contradict."""
+        shaped = any(value is not None for value in (self.top_p, self.top_k, self.min_p))
+        return shaped if self.temperature is None else self.temperature > 0
+
+    def of(self, sampling: Sampling) -> Sampling:
+        """The bundle's settings with these in their place."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if self.temperature == 0:
+            return replace(sampling, **(given | {"temperature": 1.0}), greedy=True)
+        return replace(sampling, **given, greedy=sampling.greedy and not self.draws)
+
+
+AS_BUNDLE = SamplingOptions()
 
 
 def sample(logits: Floats, context: Ids, sampling: Sampling, rng: np.random.Generator, banned: Ids = NOTHING) -> int:

@@ -46,30 +46,50 @@ class Mp3Frame:
     length: int
 
 
-def whole_sound(path: Path) -> list[Path | io.BytesIO]:
+Source = Path | io.BytesIO  # a file, or what would be its content
+
+
+def whole_sound(path: Source) -> list[Source]:
     """The file, or its content under a header that tells of all of it; in parts where several were joined.
 
     OSError where it cannot be read.
     """
-    with path.open("rb") as file:
-        beginning = file.read(AT_ONCE)
+    beginning = _beginning(path, AT_ONCE)
     if beginning[:4] in (b"RIFF", b"RF64") and beginning[8:12] == b"WAVE":
         return [_whole_wav(path, beginning)]
     if beginning[:4] == b"fLaC" and len(beginning) >= 42 and not _flac_total(beginning):
         return [_counted_flac(path)]
     if beginning[:4] == b"OggS":
         return _ogg_streams(path)
-    if beginning[:3] == b"ID3" or mp3_frame(beginning, 0) is not None or path.suffix.lower() == ".mp3":
+    if beginning[:3] == b"ID3" or mp3_frame(beginning, 0) is not None or _is_called_mp3(path):
         return [_whole_mp3(path)]
     return [path]
 
 
-def unread_kind(path: Path) -> str | None:
+def unread_kind(path: Source) -> str | None:
     """What a file is that libsndfile does not read; None where it may."""
-    with path.open("rb") as file:
-        beginning = file.read(64)
+    beginning = _beginning(path, 64)
     found = (name for pattern, name in UNREAD.items() if re.match(pattern, beginning, re.DOTALL))
     return next(found, None)
+
+
+def _beginning(path: Source, count: int) -> bytes:
+    if isinstance(path, io.BytesIO):
+        return bytes(path.getbuffer()[:count])
+    with path.open("rb") as file:
+        return file.read(count)
+
+
+def _content(path: Source) -> bytes:
+    return path.getvalue() if isinstance(path, io.BytesIO) else path.read_bytes()
+
+
+def _length(path: Source) -> int:
+    return len(path.getbuffer()) if isinstance(path, io.BytesIO) else path.stat().st_size
+
+
+def _is_called_mp3(path: Source) -> bool:
+    return isinstance(path, Path) and path.suffix.lower() == ".mp3"
 
 
 def conversion(path: str | Path) -> str:
@@ -83,14 +103,14 @@ def conversion(path: str | Path) -> str:
 # WAV: sizes are written when a recording ends, and stay 0 where it never did.
 
 
-def _whole_wav(path: Path, beginning: bytes) -> Path | io.BytesIO:
+def _whole_wav(path: Source, beginning: bytes) -> Source:
     at = 12
     while at + 8 <= len(beginning):
         kind, size = beginning[at : at + 4], int.from_bytes(beginning[at + 4 : at + 8], "little")
         if kind == b"data":
-            if size or path.stat().st_size <= at + 8:
+            if size or _length(path) <= at + 8:
                 return path
-            content = bytearray(path.read_bytes())
+            content = bytearray(_content(path))
             content[4:8], content[at + 4 : at + 8] = _size(len(content) - 8), _size(len(content) - at - 8)
             return io.BytesIO(content)
         at += 8 + size + size % 2
@@ -108,8 +128,8 @@ def _flac_total(content: bytes) -> int:
     return int.from_bytes(content[21:26], "big") & (1 << 36) - 1
 
 
-def _counted_flac(path: Path) -> Path | io.BytesIO:
-    content = bytearray(path.read_bytes())
+def _counted_flac(path: Source) -> Source:
+    content = bytearray(_content(path))
     at = len(content)
     while (at := content.rfind(b"\xff", 42, at)) >= 0:
         total = _samples_until(content, at)
@@ -152,10 +172,10 @@ def _crc8(content: bytearray) -> int:
 # Ogg: files may be put one after the other; libsndfile reads the first.
 
 
-def _ogg_streams(path: Path) -> list[Path | io.BytesIO]:
-    if path.stat().st_size > LONGEST:
+def _ogg_streams(path: Source) -> list[Source]:
+    if _length(path) > LONGEST:
         return [path]
-    content = path.read_bytes()
+    content = _content(path)
     starts = _ogg_starts(content)
     if len(starts) < 2:
         return [path]
@@ -177,10 +197,10 @@ def _ogg_starts(content: bytes) -> list[int]:
 # MP3: a file has no length of its own; one is guessed from the first frame, or told by a Xing header in its place.
 
 
-def _whole_mp3(path: Path) -> Path | io.BytesIO:
-    if path.stat().st_size > LONGEST:
+def _whole_mp3(path: Source) -> Source:
+    if _length(path) > LONGEST:
         return path
-    content = path.read_bytes()
+    content = _content(path)
     ranges, lengths = _mp3_frames(content)
     if not ranges:
         if content.startswith(NO_MP3) or mp3_frame(content, _after_tags(content)) is not None:  # layer 1 or 2

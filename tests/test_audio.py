@@ -3,6 +3,8 @@
 import json
 import math
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -316,6 +318,37 @@ def test_a_file_longer_than_one_block_is_read_whole(tmp_path, monkeypatch):
         np.testing.assert_allclose(read_audio(tmp_path / "a.wav")[0][0], noise(n), atol=1 / 32768)
 
 
+@pytest.mark.parametrize("rate", [16000, 44100, 22050, 8000])
+def test_a_file_read_in_blocks_is_resampled_as_its_whole(tmp_path, monkeypatch, rate):
+    soundfile.write(tmp_path / "a.flac", np.stack([noise(30001), noise(30001, 1)], axis=1), rate)
+    samples, _ = read_audio(tmp_path / "a.flac")
+    whole = resample(samples.mean(axis=0, dtype=np.float32), rate, 16000)
+    monkeypatch.setattr(audio, "READ_FRAMES", 2500)
+    np.testing.assert_allclose(load_mono(tmp_path / "a.flac", 16000), whole, atol=1e-6)
+
+
+def test_no_more_is_decoded_of_a_long_recording_than_a_context_holds(tmp_path):
+    """An hour of silence in a file of some kilobytes, read in a process of its own, whose memory is counted."""
+    with soundfile.SoundFile(tmp_path / "a.flac", "w", 48000, 2) as file:
+        for _ in range(60):
+            file.write(np.zeros((60 * 48000, 2), np.int16))
+    assert (tmp_path / "a.flac").stat().st_size < 1 << 20
+    with pytest.raises(
+        MediaError, match=r"a\.flac lasts longer than 164 s, which is all that this model's context hol"
+    ):
+        load_mono(tmp_path / "a.flac", 16000, 163.84)
+    code = (
+        "import resource, sys; from runtime.audio import load_mono; before = resource.getrusage(0).ru_maxrss; "
+        "assert len(load_mono(sys.argv[1], 16000, 3600)) == 3600 * 16000; "
+        "print(resource.getrusage(0).ru_maxrss - before)"
+    )
+    # An hour at 16 kHz in float32 is 230 MB, of which there are two while it is put together; it was 2.8 GB.
+    grown = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.flac"], capture_output=True, text=True, check=True
+    )
+    assert int(grown.stdout) < 600_000
+
+
 def test_a_missing_file_a_folder_and_a_file_that_is_no_audio_are_named(tmp_path):
     (tmp_path / "text.wav").write_text("not audio")
     (tmp_path / "bytes.raw").write_bytes(bytes(1000))
@@ -547,3 +580,15 @@ def test_a_written_wave_is_read_back(tmp_path):
 def test_writing_into_a_missing_folder_says_so(tmp_path):
     with pytest.raises(MediaError, match=r"cannot be written .* check that its folder exists"):
         write_wav(tmp_path / "none" / "a.wav", noise(10), 24000)
+
+
+def test_the_content_of_a_file_is_read_as_the_file_is(tmp_path):
+    tone = (0.3 * np.sin(np.arange(9000) / 7)).astype(np.float32)
+    for kind, ending in (("WAV", "wav"), ("FLAC", "flac"), ("OGG", "ogg"), ("MP3", "mp3")):
+        soundfile.write(tmp_path / f"a.{ending}", tone, 24000, format=kind)
+        content = (tmp_path / f"a.{ending}").read_bytes()
+        assert np.array_equal(load_mono(content, 16000), load_mono(tmp_path / f"a.{ending}", 16000))
+    joined = content = (tmp_path / "a.ogg").read_bytes() * 2
+    assert len(load_mono(joined, 24000)) == 18000
+    with pytest.raises(MediaError, match=r"the audio is an mp4 or m4a file, which is not read; .* convert it to WAV"):
+        load_mono(b"\0\0\0\x20ftypM4A ", 16000)

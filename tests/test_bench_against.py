@@ -144,7 +144,12 @@ def test_groups_that_fill_no_block_are_refused() -> None:
 
 def test_a_decoder_that_is_no_llama_is_refused_with_all_reasons() -> None:
     with pytest.raises(EdgeOmniError, match=r"cannot be given to other programs as a Llama: it has 1 biases.*from 0"):
-        refuse(Path("bundle"), {"model.layers.0.self_attn.W_pack.bias": np.zeros(3)}, np.full((2, 2), 0.5))
+        refuse(
+            Path("bundle"),
+            {"model.layers.0.self_attn.W_pack.bias": np.zeros(3)},
+            np.full((2, 2), 0.5),
+            np.full((2, 2), 0.5),
+        )
 
 
 def test_onnxruntime_genais_graph_computes_what_ours_do(int4: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-class Unplugged:
-    """Camera 0 as OpenCV opens it: a film that breaks off, as a camera does whose plug is pulled; then it is absent."""
+class Plugged:
+    """Camera 0 as OpenCV opens it: a film over and over, a frame every 10 ms, while its plug is in."""
 
     def __init__(self, film: Path, monkeypatch: pytest.MonkeyPatch):
         self.film, self.present, self.opened = str(film), True, 0
@@ -38,7 +38,21 @@ class Unplugged:
     def __call__(self, source: int | str, *_: int) -> Any:
         assert source == 0
         self.opened += 1
-        return self._open(self.film if self.present else "/nowhere/at/all.mp4", cv2.CAP_FFMPEG)
+        capture = self._open(self.film if self.present else "/nowhere/at/all.mp4", cv2.CAP_FFMPEG)
+        return Endless(capture, self) if self.present else capture
+
+
+class Endless:
+    def __init__(self, capture: Any, plug: Plugged):
+        self._capture, self._plug = capture, plug
+
+    def grab(self) -> bool:
+        time.sleep(0.01)
+        rewound = self._capture.grab() or (self._capture.set(cv2.CAP_PROP_POS_FRAMES, 0) and self._capture.grab())
+        return self._plug.present and rewound
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._capture, name)
 
 
 def wait_for(condition: Any, seconds: float = 3.0) -> bool:
@@ -90,8 +104,9 @@ def test_it_is_off_until_started_and_after_it_is_closed(film: Path):
 
 
 def test_a_camera_that_is_lost_gives_no_old_frame_and_is_found_again(film: Path, monkeypatch: pytest.MonkeyPatch):
-    plug, threads = Unplugged(film, monkeypatch), threading.active_count()
+    plug, threads = Plugged(film, monkeypatch), threading.active_count()
     with Camera("0", retry_seconds=0.1) as camera:
+        assert wait_for(camera.newest)
         plug.present = False
         assert wait_for(lambda: camera.lost)
         assert camera.newest() is None and camera.on

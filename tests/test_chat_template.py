@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from export.families import rendering
 from export.families.chat_template import default_template, template_strings
 from export.families.rendering import ChatTemplate
 from runtime.bundle import PromptTemplate, SpecialTokens
@@ -174,3 +175,26 @@ def test_the_end_of_a_turn_is_cut_off_whole() -> None:
     assert found.begin == "<|begin_of_text|>" and found.assistant[1] == "<|eot_id|>"
     assert found.user == ("<|start_header_id|>user<|end_header_id|>\n\n", "")
     assert set(found.trimmed) == {"system", "user", "assistant"}
+
+
+LONG = "{% for i in range(3000) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"  # some seconds
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (LONG, r"cannot be rendered: it did not end within 0\.3 s"),
+        ("{{ 'a' * 2000000 }}", "cannot be rendered: it writes more than 1048576 characters"),
+        ("{% set long = 'a' * 4000000000 %}", "cannot be rendered: it takes more than 1 GB of memory"),
+        ("{{ 1 // 0 }}", "cannot be rendered: ZeroDivisionError"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "cannot be rendered: RecursionError"),
+        ("{% if %}", "is no Jinja template"),
+    ],
+)
+def test_a_template_that_goes_too_far_is_stopped_and_the_next_one_is_rendered(monkeypatch, source: str, said: str):
+    assert ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": "é"}]) == "é"
+    monkeypatch.setattr(rendering, "SECONDS", 0.3 if source == LONG else 10)
+    with pytest.raises(CheckpointError, match=said):
+        ChatTemplate(source, {}).render([{"role": "user", "content": "hello"}])
+    monkeypatch.setattr(rendering, "SECONDS", 10)
+    assert ChatTemplate("{{ bos_token }}!", {"bos_token": "<s>"}).render([]) == "<s>!"

@@ -27,6 +27,7 @@ from quant.turn import DEFAULT, Turn, read_turns, refuse_unfit
 from runtime.audio import write_wav
 from runtime.bundle import read_bundle, write_manifest
 from runtime.errors import EdgeOmniError
+from runtime.repetition import loops
 from runtime.session import Options
 from tests import tiny_llama
 from tests.tiny import omni_bundle
@@ -245,7 +246,7 @@ def test_broken_arithmetic_comes_first(tmp_path: Path) -> None:
     ],
 )
 def test_a_loop_is_what_repeats_to_the_end_over_half_of_an_answer(items: list[str], found: bool) -> None:
-    assert defects.loops(items) is found
+    assert loops(items) is found
 
 
 def test_silence_and_clicks_are_counted_and_mel_distance_is_in_decibels() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.context import Context
+from runtime.context_policy import KEPT_SHARE, Plan, Said, plan
 from runtime.engine import Engine
 from runtime.live.branches import Branches
-from runtime.live.context_policy import KEPT_SHARE, plan
 from runtime.live.heard import ReplyLog, Segment
 from runtime.prompt import Audio, Image, Text
 from tests.live_work import done
@@ -36,18 +36,24 @@ def conversation(engine: Engine, pictured: list[bool], pinned: int = 5, most: in
     return context, starts
 
 
+def forgetting(context: Context, starts: list[int], reserve: int, remember: int | None = None) -> Plan | None:
+    """The plan for turns behind a system prompt of 5 tokens."""
+    manifest = replace(context.manifest, cache=context.cache.layout)
+    return plan(Said(context.ids, 5, starts), manifest, reserve, remember)
+
+
 def kept_ids(context: Context, spans: tuple[tuple[int, int], ...]) -> list[int]:
     return [token for start, end in spans for token in context.ids[start:end]]
 
 
 def test_nothing_is_forgotten_while_there_is_room(engine: Engine) -> None:
     context, starts = conversation(engine, [True] * 5)
-    assert plan(context, 5, starts, reserve=200 - len(context.ids)) is None
+    assert forgetting(context, starts, reserve=200 - len(context.ids)) is None
 
 
 def test_the_oldest_pictures_go_before_any_turn_and_the_system_prompt_stays(engine: Engine) -> None:
     context, starts = conversation(engine, [True, True, True], most=110)
-    found = plan(context, 5, starts, reserve=110 - len(context.ids) + 1)
+    found = forgetting(context, starts, reserve=110 - len(context.ids) + 1)
     assert found is not None and (found.pictures, found.turns) == (1, 0)
     assert kept_ids(context, found.kept)[:5] == [1] * 5
     assert found.positions == len(context.ids) - PICTURE
@@ -56,7 +62,7 @@ def test_the_oldest_pictures_go_before_any_turn_and_the_system_prompt_stays(engi
 
 def test_then_the_oldest_whole_turns_go_and_the_newest_stays_with_its_picture(engine: Engine) -> None:
     context, starts = conversation(engine, [True] * 10, most=190)
-    found = plan(context, 5, starts, reserve=20)
+    found = forgetting(context, starts, reserve=20)
     assert found is not None and found.pictures == 9 and found.turns > 0
     assert found.positions <= KEPT_SHARE * 190
     assert found.kept[-1][1] == len(context.ids)
@@ -66,16 +72,16 @@ def test_then_the_oldest_whole_turns_go_and_the_newest_stays_with_its_picture(en
 
 def test_the_line_says_what_went(engine: Engine) -> None:
     context, starts = conversation(engine, [True] * 10, most=190)
-    found = plan(context, 5, starts, reserve=20)
-    assert str(found) == f"forgot the oldest 9 pictures and the oldest {found.turns} turns: " + (  # type: ignore[union-attr]
+    found = forgetting(context, starts, reserve=20)
+    assert str(found.forgotten) == f"forgot the oldest 9 pictures and the oldest {found.turns} turns: " + (  # type: ignore[union-attr]
         f"185 positions were used, {found.positions} are kept"  # type: ignore[union-attr]
     )
 
 
 def test_a_limit_of_turns_forgets_the_older_ones_whole(engine: Engine) -> None:
     context, starts = conversation(engine, [True, False, True, False], most=1000)
-    assert plan(context, 5, starts, reserve=20, remember=4) is None
-    found = plan(context, 5, starts, reserve=20, remember=2)
+    assert forgetting(context, starts, reserve=20, remember=4) is None
+    found = forgetting(context, starts, reserve=20, remember=2)
     assert found is not None and not found.full and (found.pictures, found.turns) == (0, 2)
     assert found.kept == ((0, 5), (starts[2], len(context.ids)))
 
@@ -86,7 +92,7 @@ def test_whatever_is_forgotten_the_rest_is_in_order_and_small_enough(
     engine: Engine, pictured: list[bool], reserve: int, remember: int | None
 ) -> None:
     context, starts = conversation(engine, pictured, most=160)
-    found = plan(context, 5, starts, reserve, remember)
+    found = forgetting(context, starts, reserve, remember)
     if found is None:
         assert len(context.ids) + reserve <= 160 and (remember is None or len(starts) <= remember)
         return

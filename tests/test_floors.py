@@ -30,6 +30,7 @@ THEIRS = {
     "export": {"jinja2", "ml_dtypes", "numpy", "onnx_ir", "onnxscript", "pydantic", "safetensors", "tokenizers"},
     "quant": {"numpy", "pydantic", "scipy"},
     "runtime": {"numpy", "onnxruntime", "PIL", "pydantic", "soundfile", "tokenizers"},
+    "apps/server": {"numpy", "pydantic", "soundfile"},
     "apps": {"numpy", "rich", "typer"},
 }
 # These packages may be imported in these files alone (of the rooms that are named).
@@ -45,11 +46,12 @@ ONLY_IN = {
     ("quant", "faster_whisper"): {"quant/comparison/recognise.py"},
     ("quant", "jiwer"): {"quant/comparison/wer.py"},
     ("quant", "yaml"): {"quant/comparison/suites/ultraeval.py"},
-    ("apps", "starlette"): {"apps/server.py"},
-    ("apps", "uvicorn"): {"apps/server.py"},
+    ("apps", "starlette"): {"apps/server/audio.py", "apps/server/chat.py", "apps/server/http.py"}
+    | {"apps/server/requests.py"},
+    ("apps", "uvicorn"): {"apps/server/command.py"},
     ("apps", "matplotlib"): {"apps/report/report.py"},
     ("apps", "ray"): {"apps/cluster.py"},
-    ("apps", "PIL"): {"apps/bench/turn.py", "apps/report/spectrogram.py"},
+    ("apps", "PIL"): {"apps/bench/turn.py", "apps/report/spectrogram.py", "apps/server/media.py"},
     ("apps", "PySide6"): {"apps/desktop.py"},
     ("apps", "textual"): {"apps/talk.py"},
     ("apps", "onnx_ir"): {"apps/bench/floor.py", "apps/bench/genai.py"},

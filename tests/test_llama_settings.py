@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.checkpoint import open_checkpoint
 from export.convert import export, plan
+from export.families.llama import hf_name
+from export.families.llama_config import gguf_config
+from export.kernels import lint
 from runtime.bundle import PromptTemplate, Sampling, Step
 from runtime.conversation import Choices, Conversation
 from runtime.engine import Engine
@@ -173,7 +177,7 @@ def test_a_gguf_says_how_its_answers_are_sampled(tmp_path: Path) -> None:
         ({"mlp_bias": True}, "mlp_bias is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope'"),
     ],
 )
 def test_what_these_graphs_do_not_compute_is_refused_by_name(
@@ -206,7 +210,7 @@ def test_what_changes_nothing_in_the_graphs_is_accepted(tmp_path: Path, changes:
         ("attention.value_length", 8),
         ("rope.dimension_count", 8),
         ("expert_count", 4),
-        ("rope.scale_linear", 0.5),
+        ("rope.scaling.yarn_log_multiplier", 0.5),
         ("final_logit_softcapping", 30.0),
         ("attention.clamp_kqv", 8.0),
         ("logit_scale", 0.5),
@@ -281,6 +285,13 @@ def test_windows_of_a_llama_are_refused_since_its_code_has_none(tmp_path: Path) 
     assert "sliding_window of 16, which is not built" in refused(tiny_llama.save(tmp_path / "a", None, **changes))
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "nothing of key/value heads": {"num_key_value_heads": None, "num_attention_heads": 2, "head_dim": 32},
@@ -307,6 +318,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gelu": {"hidden_act": "gelu"},
     "linear scaling": {"rope_scaling": {"type": "linear", "factor": 2.0}},
+    "scaling of Llama 3": {"rope_scaling": LLAMA3},
+    "scaling of Llama 3, newer key": {"rope_parameters": {**LLAMA3, "rope_theta": 500.0}, "rope_theta": 10000.0},
+    "yarn": {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}},
+    "dynamic scaling": {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+    "longrope": {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}},
+    "as many key/value heads": {"num_key_value_heads": None, "num_attention_heads": 4},
     "dropout and initializer": {"attention_dropout": 0.5, "initializer_range": 0.5},
     "without eps": {"rms_norm_eps": ...},
     "without positions": {"max_position_embeddings": ...},
@@ -327,28 +344,137 @@ def test_a_head_that_differs_from_the_table_is_not_tied_whatever_the_config_says
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM"])
+@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_config_gives_the_logits_of_transformers_or_is_refused(tmp_path: Path, architecture: str, name: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    checkpoint = tiny_llama.save(tmp_path / "checkpoint", architectures=[architecture])
+    weights = tiny_llama.tensors() | (tiny_llama.head_norms() if architecture.startswith("Qwen3") else {})
+    if name == "as many key/value heads":
+        weights |= {key: np.tile(array, (2, 1)) for key, array in weights.items() if "k_proj" in key or "v_proj" in key}
+    checkpoint = tiny_llama.save(tmp_path / "checkpoint", weights, architectures=[architecture])
     config = json.loads((checkpoint / "config.json").read_text()) | VARIANTS[name]
-    kind = "qwen2" if architecture.startswith("Qwen2") else "llama"
+    kind = architecture.removesuffix("ForCausalLM").lower()
     write(checkpoint / "config.json", {k: v for k, v in config.items() if v is not ...} | {"model_type": kind})
     try:
         export(checkpoint, tmp_path / "bundle", random=True)
     except CheckpointError:
         windows = {"a window", "a window everywhere", "layer_types with a window"}
-        unbuilt = {"gelu", "linear scaling", "nothing of key/value heads"}
-        assert name in (unbuilt if architecture.startswith("Qwen2") else unbuilt | windows)
+        unbuilt = {"gelu", "longrope", "nothing of key/value heads"}
+        assert name in (unbuilt if architecture.startswith("Qwen") else unbuilt | windows)
         return
-    ids = [72, 101, 7, 9, 30, 5, 8, 1, 2]
+    ids = [72, 101, 7, 9, 30, 5, 8, 1, 2] * 4
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0, -1].numpy()
     np.testing.assert_allclose(tiny_llama.logits(tmp_path / "bundle", ids), expected, atol=2e-4)
+
+
+# The same content in another layout
+
+
+def test_a_gguf_of_qwen3_gives_the_logits_of_its_folder(tmp_path: Path) -> None:
+    weights, ids = tiny_llama.tensors() | tiny_llama.head_norms(), [72, 101, 7, 9, 30]
+    export(tiny_llama.save(tmp_path / "folder", weights, architectures=["Qwen3ForCausalLM"]), tmp_path / "one")
+    export(tiny_llama.save_gguf(tmp_path / "a.gguf", weights, architecture="qwen3"), tmp_path / "two")
+    one, two = (tiny_llama.logits(tmp_path / name, ids) for name in ("one", "two"))
+    np.testing.assert_allclose(two, one, atol=1e-5)
+    for key in tiny_llama.head_norms():
+        weights[key] = np.ones_like(weights[key])
+    export(tiny_llama.save_gguf(tmp_path / "b.gguf", weights, architecture="qwen3"), tmp_path / "three")
+    assert np.abs(tiny_llama.logits(tmp_path / "three", ids) - one).max() > 0.01  # the norms count
+
+
+def test_a_qwen3_without_its_norms_and_a_llama_with_them_are_refused(tmp_path: Path) -> None:
+    norms = tiny_llama.head_norms()
+    bare = tiny_llama.save(tmp_path / "bare", None, architectures=["Qwen3ForCausalLM"])
+    assert "missing: model.layers.0.self_attn.q_norm.weight [16]" in refused(bare)
+    llama = tiny_llama.save(tmp_path / "llama", tiny_llama.tensors() | norms)
+    assert "left over: model.layers.0.self_attn.q_norm.weight [16]" in refused(llama)
+
+
+def test_every_node_of_a_qwen3_has_a_kernel_of_cuda(tmp_path: Path) -> None:
+    checkpoint = tiny_llama.save(
+        tmp_path / "a", tiny_llama.tensors() | tiny_llama.head_norms(), architectures=["Qwen3ForCausalLM"]
+    )
+    graphs = plan(checkpoint, "cuda").blueprint.subgraphs
+    assert {port.dtype for port in graphs[1].outputs} == {"float16"}
+    assert [problem for graph in graphs for problem in lint(graph.model, "cuda")] == []
+
+
+@pytest.mark.parametrize("named", [None, []])
+def test_a_config_without_architectures_is_read_by_its_model_type(tmp_path: Path, named: object) -> None:
+    checkpoint = tiny_llama.save(tmp_path / "checkpoint", None, architectures=named, model_type="llama")
+    export(checkpoint, tmp_path / "bundle")
+    ids = [1, 2, 3]
+    assert (
+        tiny_llama.logits(tmp_path / "bundle", ids).tobytes() == tiny_llama.logits(tiny_llama.bundle(), ids).tobytes()
+    )
+
+
+def test_a_tied_model_may_be_saved_under_the_name_of_its_head(tmp_path: Path) -> None:
+    weights = tiny_llama.tensors()
+    head = weights.pop("lm_head.weight")
+    by_table = weights | {"model.embed_tokens.weight": head}
+    by_head = {key: array for key, array in by_table.items() if "embed" not in key} | {"lm_head.weight": head}
+    for name, tensors in (("one", by_table), ("two", by_head)):
+        export(tiny_llama.save(tmp_path / f"checkpoint {name}", tensors, tie_word_embeddings=True), tmp_path / name)
+    one, two = (tiny_llama.logits(tmp_path / name, [1, 2, 3]) for name in ("one", "two"))
+    assert one.tobytes() == two.tobytes()
+    assert "missing: model.embed_tokens.weight" in refused(tiny_llama.save(tmp_path / "untied", by_head))
+
+
+# Numbers that mean nothing
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("architectures", True),
+        ("architectures", [7]),
+        ("rope_scaling", True),
+        ("rope_parameters", 3),
+        ("num_hidden_layers", 2147483648),
+        ("num_hidden_layers", 9999),
+        ("head_dim", 2**63),
+        ("head_dim", 2**24),
+        ("hidden_size", [32]),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", "4"),
+        ("num_attention_heads", 33),
+        ("num_key_value_heads", True),
+        ("max_position_embeddings", 2**40),
+        ("vocab_size", 1e3),
+        ("rms_norm_eps", float("nan")),
+        ("rope_theta", 10**400),
+        ("rope_theta", 0),
+        ("tie_word_embeddings", "yes"),
+        ("layer_types", [{}, []]),
+        ("layer_types", "x" * 100_000),
+        ("eos_token_id", 1.5),
+        ("eos_token_id", {}),
+    ],
+)
+def test_a_value_of_a_config_that_means_nothing_is_refused_in_one_line(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    message = refused(tiny_llama.save(tmp_path / "checkpoint", None, **{field: value}))
+    assert "\n" not in message and field in message.replace("the layers' attention", "layer_types")
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("block_count", 65535), ("block_count", "two"), ("attention.head_count", 0), ("context_length", 2**31 - 1)],
+)
+def test_a_value_of_a_gguf_that_means_nothing_is_refused_in_one_line(tmp_path: Path, key: str, value: Any) -> None:
+    path = tiny_llama.save_gguf(tmp_path / "a.gguf", tiny_llama.tensors())
+    read = open_checkpoint(path)
+    read.metadata[f"llama.{key}"] = value
+    with pytest.raises(CheckpointError, match=rf"^the GGUF's metadata.*llama\.{key} is .*$") as caught:
+        gguf_config(read, {hf_name(name): tensor for name, tensor in read.items()}, "llama")
+    assert "\n" not in str(caught.value)
 
 
 # What stands in front of a text

@@ -42,7 +42,7 @@ def test_where_the_bundle_is_left_out_nano_is_meant(tmp_path: Path) -> None:
 
 def test_a_missing_argument_is_one_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "give the name of an audio file" in run(capsys, monkeypatch, "transcribe").one_message()
-    assert "a text and the name of a WAV file" in run(capsys, monkeypatch, "say", "hello").one_message()
+    assert "a text and the name of a sound file" in run(capsys, monkeypatch, "say", "hello").one_message()
     assert "nowhere is not a bundle" in run(capsys, monkeypatch, "transcribe", "nowhere", "a.wav").one_message()
 
 

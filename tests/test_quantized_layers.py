@@ -15,6 +15,7 @@ from export.lazy_tensor import LazyTensor
 from export.packed_tensor import AWQ, PackedTensor, Packing, gptq
 from runtime.errors import CheckpointError
 from runtime.integers import Form, dequantize
+from tests import tiny_quantized
 from tests.tiny_quantized import AWQ_CONFIG, BNB_CONFIG, GPTQ_CONFIG, into_words, packed_parts
 
 GOLDEN = Path(__file__).parent / "golden" / "quantized"
@@ -204,7 +205,7 @@ def test_what_auto_gptq_wrote_before_transformers_knew_it_is_found(tmp_path: Pat
         (GPTQ_CONFIG | {"dynamic": {"+:.*down": {"bits": 8}, "-:lm_head": {}}}, ["dynamic gives '+:.*down' settings"]),
         (
             {"quant_method": "awq", "bits": 8, "group_size": "128", "version": "gemv", "zero_point": False},
-            ["bits is 8", "group_size is '128'", "version is 'gemv'", "zero_point is False"],
+            ["bits is 8", "group_size is '128'", "version is 'gemv'"],
         ),
         (
             {"quant_method": "bitsandbytes", "load_in_8bit": True, "bnb_4bit_quant_type": "nf3"},
@@ -269,3 +270,22 @@ def test_every_misfit_of_a_4_bit_layer_is_named(tmp_path: Path) -> None:
     assert "absmax is " in refusal(tmp_path, column, BNB_CONFIG)
     for text in (b"[]", b"{}", b'{"shape": [33, 192], "blocksize": 0}', b"\xff"):
         assert "nf4" in refusal(tmp_path, {**tensors, state: np.frombuffer(text, np.uint8)}, BNB_CONFIG)
+
+
+def test_awq_without_zero_point_is_read_by_the_zeros_that_it_stores(tmp_path: Path) -> None:
+    meant = tiny_quantized.save_packed(tmp_path, AWQ, 32, symmetric=True)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["zero_point"] = False
+    path.write_text(json.dumps(config))
+    found = open_checkpoint(tmp_path)
+    for key, weight in meant.items():
+        assert found[key].read().tobytes() == weight.tobytes(), key
+
+
+def test_awq_without_zero_point_and_without_zeros_is_refused(tmp_path: Path) -> None:
+    tiny_quantized.save_packed(tmp_path, AWQ, 32, symmetric=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if not k.endswith("qzeros")}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="qzeros missing, which AWQ needs"):
+        open_checkpoint(tmp_path)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from runtime.bundle import Sampling, SpecialTokens
 from runtime.errors import EdgeOmniError
-from runtime.sampling import banned_in_text, gumbel, penalise, probabilities, sample
+from runtime.sampling import SamplingOptions, banned_in_text, gumbel, penalise, probabilities, sample
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "a" / "g06_sampling.safetensors")
 STEPS = {
@@ -195,3 +195,41 @@ def test_tokens_of_less_than_a_share_of_the_likeliest_are_never_drawn():
     np.testing.assert_allclose(probabilities(logits, Sampling(min_p=1.0)), [1, 0, 0, 0], atol=1e-6)
     both = probabilities(logits, Sampling(top_k=3, min_p=0.25))
     np.testing.assert_allclose(both, np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=1e-6)
+
+
+def test_what_a_user_sets_stands_in_place_of_the_bundles_own_and_the_rest_stays():
+    bundled = STEPS["text_first"]
+    assert SamplingOptions().of(bundled) == bundled
+    warmer = SamplingOptions(temperature=1.5, min_p=0.1).of(bundled)
+    assert warmer == Sampling(temperature=1.5, top_k=20, top_p=0.85, repetition_penalty=1.1, min_p=0.1)
+
+
+def test_temperature_0_takes_the_likeliest_and_any_other_draw_ends_a_bundles_habit_of_taking_it():
+    likeliest = Sampling(greedy=True)
+    assert SamplingOptions(temperature=0, repetition_penalty=1.3).of(STEPS["text_first"]) == Sampling(
+        top_k=20, top_p=0.85, repetition_penalty=1.3, greedy=True
+    )
+    assert SamplingOptions(top_k=0).of(likeliest) == Sampling()
+    assert SamplingOptions(repetition_penalty=1.2).of(likeliest) == Sampling(repetition_penalty=1.2, greedy=True)
+
+
+def test_every_setting_out_of_bounds_is_named_in_one_message():
+    with pytest.raises(EdgeOmniError) as found:
+        SamplingOptions(temperature=-1, top_p=0, top_k=-3, repetition_penalty=float("nan"), min_p=1.5)
+    assert str(found.value) == (
+        "temperature is -1, expected 0 (the likeliest always) or more; top-p is 0, expected more than 0, and 1 (off) "
+        "at most; top-k is -3, expected a whole number, 0 (off) or more; repeat-penalty is nan, expected 0.01 to 100, "
+        "of which 1 is off; min-p is 1.5, expected 0 (off) to 1"
+    )
+    with pytest.raises(EdgeOmniError, match=r"top-k is 2\.5"):
+        SamplingOptions(top_k=2.5)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.floats(), st.floats(), st.integers(), st.floats(), st.floats())
+def test_settings_are_refused_or_can_be_drawn_with(temperature, top_p, top_k, penalty, min_p):
+    try:
+        options = SamplingOptions(temperature, top_p, top_k, penalty, min_p)
+    except EdgeOmniError:
+        return
+    rng, seen = np.random.default_rng(0), np.array([0, 2])
+    assert 0 <= sample(np.array([1.0, 2.0, -1.0], np.float32), seen, options.of(Sampling()), rng) < 3

@@ -74,6 +74,13 @@ def tensors(seed: int = 0) -> Tensors:
     return made
 
 
+def head_norms(seed: int = 1) -> Tensors:
+    """What Qwen3 has beside a Llama's tensors: a norm of each layer's queries and one of its keys."""
+    rng = np.random.default_rng(seed)
+    keys = [f"model.layers.{layer}.self_attn.{side}_norm.weight" for layer in range(LAYERS) for side in "qk"]
+    return {key: (1 + 0.3 * rng.standard_normal(HEAD_DIM)).astype(np.float32) for key in keys}
+
+
 def save(folder: Path, weights: Tensors | None = None, **changes: object) -> Path:
     """Write a Hugging Face folder; `changes` are other values for its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,12 +99,15 @@ GGUF_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
+    "rope_freqs": "rope_freqs",
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -109,12 +119,13 @@ def save_gguf(
     weights: Tensors,
     kinds: dict[str, str] | None = None,
     metadata: dict[str, int | float | str] | None = None,
+    architecture: str = "llama",
 ) -> Path:
-    """Write the same weights as llama.cpp's converter does: queries and keys with their rotary halves interleaved.
+    """Write the same weights as llama.cpp's converter does: a llama's queries and keys with their halves interleaved.
 
     `kinds`: the GGML types of those that are to be quantized; `metadata`: more than a llama needs.
     """
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
@@ -139,7 +150,7 @@ def save_gguf(
     for key, array in weights.items():
         kind = gguf.GGMLQuantizationType[(kinds or {}).get(key, "F32")]
         plain = kind == gguf.GGMLQuantizationType.F32
-        rows = interleaved(key, array)
+        rows = interleaved(key, array) if architecture == "llama" else array
         writer.add_tensor(gguf_name(key), rows if plain else gguf.quantize(rows, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -76,7 +76,7 @@ def read_text_model(bundle: Path) -> TextModel:
     graph = open_graph(bundle / manifest.graphs["decoder"].file).graph
     attention = next(node for node in graph if node.op_type == "GroupQueryAttention").attributes
     cos, sin = (floats(matrices.pop(f"rotary.{name}")) for name in ("cos", "sin"))
-    refuse(bundle, matrices, cos)
+    refuse(bundle, matrices, cos, sin)
     table, head = matrices["model.embed_tokens.weight"], matrices["lm_head.weight"]
     return TextModel(
         vocab_size=manifest.vocab_size,
@@ -97,12 +97,14 @@ def read_text_model(bundle: Path) -> TextModel:
     )
 
 
-def refuse(bundle: Path, matrices: dict[str, Matrix], cos: NDArray[np.floating]) -> None:
+def refuse(bundle: Path, matrices: dict[str, Matrix], cos: NDArray[np.floating], sin: NDArray[np.floating]) -> None:
     wrong = []
     if biases := [name for name in matrices if name.endswith(".bias")]:
         wrong.append(f"it has {len(biases)} biases, {biases[0]} for one")
-    if not np.all(cos[0] == 1):
+    if not np.all(sin[0] == 0):
         wrong.append("its positions do not count from 0")
+    elif not _is_plain(cos, sin):
+        wrong.append("its rotary positions are scaled")
     if wrong:
         raise EdgeOmniError(f"{bundle} cannot be given to other programs as a Llama: {'; '.join(wrong)}")
 
@@ -130,6 +132,13 @@ def rope_theta(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> float:
     half = cos.shape[1]
     angle = np.arctan2(np.float64(sin[1, 1]), np.float64(cos[1, 1])) if half > 1 else 1.0
     return float(f"{angle**-half:.5g}")
+
+
+def _is_plain(cos: NDArray[np.floating], sin: NDArray[np.floating]) -> bool:
+    """Whether every pair turns as the base alone has it."""
+    half = cos.shape[1]
+    angle = rope_theta(cos, sin) ** (-np.arange(half) / half)
+    return np.allclose(cos[1], np.cos(angle), atol=1e-3) and np.allclose(sin[1], np.sin(angle), rtol=1e-2, atol=1e-9)
 
 
 def rows_of(matrix: Matrix) -> int:

@@ -112,7 +112,7 @@ def ask(engine: Engine, clocked: Clocked) -> None:
     parts = question(engine)
     clocked.understood = clocked.now()
     conversation = TimedConversation(engine, clocked)
-    choices = Choices(spoken=engine.manifest.speech is not None, mode="prefix", max_new=TEXT_TOKENS)
+    choices = Choices(spoken=engine.manifest.speech is not None, mode="prefix", max_new=TEXT_TOKENS, stop_loops=False)
     reply = conversation.reply(parts, choices)
     for event in reply:
         match event:

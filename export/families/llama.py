@@ -1,4 +1,4 @@
-"""Llama, SmolLM2 and Qwen2 text decoders, from Hugging Face safetensors or from GGUF."""
+"""Llama, SmolLM2, Qwen2 and Qwen3 text decoders, from Hugging Face safetensors or from GGUF."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,36 +8,26 @@ from typing import Any
 import numpy as np
 
 from export.checkpoint import Checkpoint
-from export.config import DecoderConfig, parse
+from export.config import DecoderConfig
 from export.decoder import cache_layout, decoder, embed_tokens, lm_head
 from export.families.chat_template import default_template, template_strings
 from export.families.family import Blueprint, Family
-from export.families.llama_settings import (
-    CONFIG,
-    TOKENIZER,
-    gguf_generation,
-    layer_windows,
-    refuse_gguf,
-    refuse_others,
-    text_step,
-)
+from export.families.llama_config import FREQUENCIES, architecture, gguf_config, hf_config, with_table
+from export.families.llama_settings import TOKENIZER, gguf_generation, refuse_others, text_step
 from export.files import read_json_object, read_text
 from export.graph import Derived
-from export.lazy_tensor import LazyTensor
 from export.tokenizer_files import PRE, opened, tokenizer_json, tokenizer_json_from_gguf
 from runtime.bundle import GenerationDefaults, Profile, PromptTemplate, SpecialTokens
 from runtime.errors import CheckpointError
 
-ARCHITECTURES = {"LlamaForCausalLM", "Qwen2ForCausalLM"}
-GGUF_ARCHITECTURES = {"llama", "qwen2"}
-# llama.cpp stores the queries and keys of "llama" with their rows permuted, so that rotary pairs lie side by side.
-GGUF_INTERLEAVED = {"llama"}
 GGUF_LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "attn_output": "self_attn.o_proj",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -50,19 +40,18 @@ SPECIAL = tuple(
 GGUF_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 GGUF_ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message
 GGUF_PRE_WITH_BOS = ("llama-bpe",)  # llama.cpp puts BOS before these where the file does not say whether
-TABLE_STEP = 4096  # rows that are compared at once
 PLAIN = PromptTemplate(system=("", "\n"), user=("", ""), assistant=("", ""))  # a base model continues a text
 
 
 def recognises(checkpoint: Checkpoint) -> bool:
-    named = set(checkpoint.config.get("architectures") or ())
-    return bool(named & ARCHITECTURES) or checkpoint.metadata.get("general.architecture") in GGUF_ARCHITECTURES
+    return architecture(checkpoint) is not None
 
 
 def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
-    gguf = checkpoint.kind == "gguf"
-    tensors = {hf_name(key): tensor for key, tensor in checkpoint.items()} if gguf else dict(checkpoint)
-    config = gguf_config(checkpoint, tensors) if gguf else hf_config(checkpoint, tensors)
+    gguf, kind = checkpoint.kind == "gguf", architecture(checkpoint)
+    assert kind is not None
+    tensors = {hf_name(key): tensor for key, tensor in checkpoint.items()} if gguf else with_table(checkpoint)
+    config = gguf_config(checkpoint, tensors, kind) if gguf else hf_config(checkpoint, tensors, kind)
     text = tokenizer_json_from_gguf(checkpoint.metadata) if gguf else tokenizer_json(checkpoint.folder)
     template, ends = gguf_prompts(checkpoint.metadata, text) if gguf else hf_prompts(checkpoint, text)
     graphs = (embed_tokens(config, profile), decoder(config, profile), lm_head(config, profile))
@@ -71,7 +60,7 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         subgraphs=tuple(graph.deriving(derivations(config)) for graph in graphs),
         tensors=tensors,
         unused=(
-            "rope_freqs.weight",
+            FREQUENCIES,
             "*.rotary_emb.inv_freq",
             *(["lm_head.weight"] if config.tie_word_embeddings else []),
         ),
@@ -94,80 +83,6 @@ def hf_name(key: str) -> str:
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in GGUF_LAYER_NAMES:
         return f"model.layers.{parts[1]}.{GGUF_LAYER_NAMES[parts[2]]}.{kind}"
     return key
-
-
-def hf_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> DecoderConfig:
-    """config.json as a DecoderConfig; what these graphs do not compute is refused by name."""
-    fields = dict(checkpoint.config)
-    rope = fields.get("rope_scaling") or fields.get("rope_parameters") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(
-            f"{checkpoint.folder}/config.json asks for rotary scaling {kind!r}, only 'default' is built"
-        )
-    where = f"{checkpoint.folder}/config.json"
-    refuse_others(fields, CONFIG, where)
-    qwen = "Qwen2ForCausalLM" in fields["architectures"]
-    if not qwen and not fields.get("attention_bias") and "model.layers.0.self_attn.q_proj.bias" in tensors:
-        raise CheckpointError(
-            f"{where} has no attention_bias, but the tensors have q_proj.bias: expected true, or none"
-        )
-    for key, value in {"rms_norm_eps": 1e-6, "max_position_embeddings": 32768 if qwen else 2048}.items():
-        fields.setdefault(key, value)  # as transformers has it
-    fields["windows"] = layer_windows(fields, qwen, where)
-    # Where a file says both, transformers takes what stands among the rotary parameters.
-    fields["rope_theta"] = rope.get("rope_theta", fields.get("rope_theta", 10000.0))
-    heads = fields.get("num_attention_heads")
-    if fields.get("num_key_value_heads") is None:
-        fields["num_key_value_heads"] = heads
-    if fields.get("head_dim") is None and heads and fields.get("hidden_size"):
-        fields["head_dim"] = fields["hidden_size"] // heads
-    return _finish(fields, tensors, f"{checkpoint.folder}/config.json")
-
-
-def gguf_config(checkpoint: Checkpoint, tensors: Mapping[str, LazyTensor]) -> DecoderConfig:
-    metadata = checkpoint.metadata
-    kind = metadata["general.architecture"]
-    heads, width = metadata.get(f"{kind}.attention.head_count"), metadata.get(f"{kind}.embedding_length")
-    scaling = metadata.get(f"{kind}.rope.scaling.type", "none")
-    if scaling != "none" or "rope_freqs.weight" in tensors:
-        raise CheckpointError(f"the GGUF asks for rotary scaling {scaling!r}, only none is built")
-    table = tensors.get("model.embed_tokens.weight")
-    fields = {
-        "vocab_size": table.shape[0] if table else metadata.get(f"{kind}.vocab_size"),
-        "hidden_size": width,
-        "intermediate_size": metadata.get(f"{kind}.feed_forward_length"),
-        "num_hidden_layers": metadata.get(f"{kind}.block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": metadata.get(f"{kind}.attention.head_count_kv", heads),
-        "head_dim": metadata.get(f"{kind}.attention.key_length") or (width // heads if width and heads else None),
-        "rope_theta": metadata.get(f"{kind}.rope.freq_base", 10000.0),
-        "rms_norm_eps": metadata.get(f"{kind}.attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": metadata.get(f"{kind}.context_length"),
-        "rope_interleaved": kind in GGUF_INTERLEAVED,
-    }
-    refuse_gguf(metadata, kind, fields["head_dim"], fields["max_position_embeddings"])
-    return _finish(fields, tensors, "the GGUF's metadata")
-
-
-def _finish(fields: dict[str, Any], tensors: Mapping[str, LazyTensor], where: str) -> DecoderConfig:
-    """Whether there is a bias and a head of its own is seen from the tensors."""
-    fields["attention_qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
-    head, table = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    stated = bool(fields.get("tie_word_embeddings"))
-    fields["tie_word_embeddings"] = head is None or (stated and (table is None or _equal(head, table)))
-    return parse(DecoderConfig, fields, where)
-
-
-def _equal(head: LazyTensor, table: LazyTensor) -> bool:
-    """Whether a head that config.json calls tied is the embedding table; where both are stored and differ, it is not.
-
-    transformers decides so too, from version 5 on.
-    """
-    if head.shape != table.shape:
-        return False
-    spans = [(at, min(at + TABLE_STEP, head.shape[0])) for at in range(0, head.shape[0], TABLE_STEP)]
-    return all(np.array_equal(head.rows(*span), table.rows(*span)) for span in spans)
 
 
 def derivations(config: DecoderConfig) -> dict[str, Derived]:

@@ -1,4 +1,4 @@
-"""What the files of a Llama or Qwen2 checkpoint state beside its dimensions: computed, harmless, or refused by name.
+"""What the files of a Llama or Qwen checkpoint state beside its dimensions: computed, harmless, or refused by name.
 
 Harmless are, of config.json: initializer_range, attention_dropout and other settings of training; use_cache,
 torch_dtype and dtype, output_*, return_dict and _name_or_path (how Python code holds and returns things);
@@ -20,12 +20,11 @@ import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from export.config import READ, Count, parse
-from export.problems import refuse
+from export.config import MOST, READ, Count, Real, parse
+from export.problems import listed, refuse, shown
 from runtime.bundle import Sampling, Step
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 
 NONE: tuple[object, ...] = (None, [], {})
 # Keys that change what transformers computes, with the values that change nothing: any other is refused.
@@ -62,14 +61,14 @@ GGUF: Mapping[str, tuple[object, ...]] = {  # behind the architecture's name
     "logit_scale": (None, 0, 1),
     "residual_scale": (None, 0, 1),
     "embedding_scale": (None, 0, 1),
-    "rope.scale_linear": (None, 0, 1),
-    "rope.scaling.factor": (None, 0, 1),
     "rope.scaling.attn_factor": (None, 0, 1),
+    "rope.scaling.yarn_ext_factor": (None, -1, 1),
+    "rope.scaling.yarn_attn_factor": (None, 0, 1),
+    "rope.scaling.yarn_log_multiplier": (None, 0),
 }
 GGUF_SAMPLING: Mapping[str, tuple[object, ...]] = {"xtc_probability": (None, 0), "mirostat": (None, 0)}
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-MOST_LAYERS = 10_000
 
 SAMPLING = {"do_sample", "temperature", "top_k", "top_p", "min_p"}
 # How transformers names what a GGUF recommends under general.sampling.
@@ -86,12 +85,12 @@ GGUF_NAMES = {
 class Generation:
     """What of generation_config.json is computed, spelled as there."""
 
-    do_sample: bool | None = None
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    do_sample: Annotated[bool, Field(strict=True)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=1e6, strict=True)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MOST, strict=True)] | None = None
     top_p: Share | None = None
     min_p: Share | None = None
-    repetition_penalty: Positive | None = None
+    repetition_penalty: Real | None = None
     max_new_tokens: Count | None = None
     stop_strings: tuple[str, ...] | str | None = None
 
@@ -147,7 +146,7 @@ def _others(stated: Mapping[str, Any], known: Mapping[str, Sequence[object]]) ->
     for key, harmless in known.items():
         if key in stated and not any(_equal(stated[key], value) for value in harmless):
             expected = " or ".join(repr(value) for value in harmless if value is not None)
-            yield f"{key} is {stated[key]!r}, which is not built: expected {expected or 'none'}"
+            yield f"{key} is {shown(stated[key])}, which is not built: expected {expected or 'none'}"
 
 
 def _equal(found: object, value: object) -> bool:
@@ -172,23 +171,23 @@ def _reaches_all(window: object, positions: object) -> bool:
 def layer_windows(fields: Mapping[str, Any], qwen: bool, where: str) -> tuple[int, ...]:
     """Of each layer, how many positions it attends to (0: all); empty where all attend to all.
 
-    CheckpointError for kinds of layers that are not built, and for windows of Llama, whose code has none.
+    `fields` have their layers and positions, seen to be numbers. CheckpointError for kinds of layers that are not
+    built, and for windows of Llama, whose code has none.
     """
-    layers, positions = fields.get("num_hidden_layers"), fields.get("max_position_embeddings")
+    layers, positions = fields["num_hidden_layers"], fields["max_position_embeddings"]
     window, first = fields.get("sliding_window", 4096), fields.get("max_window_layers", 28)
     kinds = fields.get("layer_types")
     if kinds is None and fields.get("use_sliding_window") and window is not None:
-        if isinstance(layers, int) and isinstance(first, int) and 0 <= layers < MOST_LAYERS:
-            kinds = [SLIDING if layer >= first else FULL for layer in range(layers)]
-        else:
-            kinds = f"from layer {first!r} of {layers!r} on {SLIDING}"
+        known = isinstance(first, int)
+        odd = f"from layer {first!r} of {layers} on {SLIDING}"
+        kinds = [SLIDING if layer >= first else FULL for layer in range(layers)] if known else odd
     if kinds is None:
         return ()
-    known = {FULL, SLIDING} if qwen and fields.get("use_sliding_window") and _is_size(window) else {FULL}
-    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in known for kind in kinds):
-        names = ", ".join(sorted({repr(kind) for kind in kinds})) if isinstance(kinds, list) else repr(kinds)
+    built = [FULL, SLIDING] if qwen and fields.get("use_sliding_window") and _is_size(window) else [FULL]
+    if not isinstance(kinds, list) or len(kinds) != layers or any(kind not in built for kind in kinds):
+        names = listed(sorted(set(map(str, kinds)))) if isinstance(kinds, list) else shown(kinds)
         problem = f"the layers' attention is {names} with a sliding_window of {window!r}, which is not built"
-        refuse(where, [f"{problem}: expected {' or '.join(map(repr, sorted(known)))} for each of {layers} layers"])
+        refuse(where, [f"{problem}: expected {' or '.join(map(repr, built))} for each of {layers} layers"])
     size = window if _is_size(window) and not _reaches_all(window, positions) else 0
     windows = tuple(size if kind == SLIDING else 0 for kind in kinds)
     return windows if any(windows) else ()

@@ -3,6 +3,7 @@
 from export.checkpoint import Checkpoint
 from export.families import baichuan_omni_1_5, llama
 from export.families.family import Blueprint, Family
+from export.problems import shown
 from runtime.bundle import Profile
 from runtime.errors import CheckpointError
 
@@ -14,7 +15,9 @@ def read_family(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
     for family in FAMILIES:
         if family.recognises(checkpoint):
             return family.read(checkpoint, profile)
-    found = checkpoint.config.get("architectures") or checkpoint.config.get("model_type")
+    found = ", ".join(checkpoint.architectures) or checkpoint.config.get("model_type")
     found = found or checkpoint.metadata.get("general.architecture") or "no architecture"
     names = ", ".join(family.name for family in FAMILIES)
-    raise CheckpointError(f"{checkpoint.folder}: config.json names {found}; the families that can be exported: {names}")
+    raise CheckpointError(
+        f"{checkpoint.folder}: config.json names {shown(found)}; the families that can be exported: {names}"
+    )

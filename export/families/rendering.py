@@ -1,29 +1,23 @@
-"""Renders a checkpoint's chat template as transformers does: the same extensions, functions, filters and sandbox."""
+"""Renders a checkpoint's chat template as transformers does, in a process whose time and memory are bounded."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
-from jinja2 import nodes
-from jinja2.exceptions import TemplateError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from export.families.template_process import DATE, DATE_END
 from runtime.errors import CheckpointError
 
+__all__ = ["DATE", "DATE_END", "ChatTemplate", "Message"]
+
 Message = Mapping[str, str]  # role and content
-DATE, DATE_END = "\ue005", "\ue006"  # private-use marks that no template contains, around a date's format
-
-
-class Generation(Extension):
-    """{% generation %} marks what the model wrote, for training; what stands in it is written as it is."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+SECONDS = 10.0  # for one conversation of a few words, on however slow a machine
+WORKER = Path(__file__).with_name("template_process.py")
 
 
 class ChatTemplate:
@@ -31,39 +25,57 @@ class ChatTemplate:
 
     def __init__(self, source: str, tokens: Mapping[str, str]):
         """`tokens` are bos_token and such, those that the tokenizer has. CheckpointError for what is no template."""
-        self.tokens = tokens
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals |= {"raise_exception": _refuse, "strftime_now": _date}
-        try:
-            self._template = environment.from_string(source)
-        except (TemplateError, RecursionError) as error:
-            raise CheckpointError(f"the checkpoint's chat template is no Jinja template: {error}") from None
+        self.source, self.tokens = source, tokens
+        _ask(source, None, "is no Jinja template")
 
     def render(self, messages: Sequence[Message], to_answer: bool = True) -> str:
         """The prompt of a conversation; `to_answer`: up to where the answer begins.
 
         A date stands in it as its strftime format between DATE and DATE_END. CheckpointError where the template
-        refuses the conversation or fails.
+        refuses the conversation, fails, or does not come to an end.
         """
-        given: dict[str, Any] = {**self.tokens, "messages": list(messages), "tools": None, "documents": None}
-        try:
-            return self._template.render(given, add_generation_prompt=to_answer)
-        except Exception as error:  # whatever a template divides by, indexes or calls
-            kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
-            raise CheckpointError(f"the checkpoint's chat template cannot be rendered: {kind}{error}") from None
+        given = {**self.tokens, "messages": list(map(dict, messages)), "tools": None, "documents": None}
+        return _ask(self.source, given | {"add_generation_prompt": to_answer}, "cannot be rendered")
 
 
-def _refuse(message: str) -> NoReturn:
-    raise TemplateError(message)
+class _Worker:
+    """The process that renders: started at the first template, and again after one that had to be stopped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, str]:
+        """What the process answers, or an error of its own where it did not come to that."""
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            watch, begun = threading.Timer(SECONDS, process.kill), time.monotonic()
+            watch.start()
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(request) + "\n")
+                process.stdin.flush()
+            line = process.stdout.readline()
+            watch.cancel()
+            if line:
+                return json.loads(line)
+            with suppress(BrokenPipeError):  # of what it had not read yet
+                process.communicate()
+            late = time.monotonic() - begun >= SECONDS
+            return {"error": f"it did not end within {SECONDS:g} s" if late else "it ended its process"}
+
+    def _running(self) -> "subprocess.Popen[str]":
+        if self._process is None or self._process.poll() is not None:
+            command, pipe = [sys.executable, "-P", str(WORKER)], subprocess.PIPE
+            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+        return self._process
 
 
-def _date(form: str) -> str:
-    return f"{DATE}{form}{DATE_END}"
+_WORKER = _Worker()
 
 
-def _tojson(value: object, ensure_ascii: bool = False, indent: int | None = None, **choices: Any) -> str:
-    """As JSON, and not as Jinja's own filter has it, which escapes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **choices)
+def _ask(source: str, given: Mapping[str, Any] | None, problem: str) -> str:
+    found = _WORKER.answer({"source": source, "given": given})
+    if "error" in found:
+        raise CheckpointError(f"the checkpoint's chat template {problem}: {found['error']}")
+    return found["text"]

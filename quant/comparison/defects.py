@@ -1,13 +1,12 @@
 """What is plainly wrong with an answer, and how two waveforms differ: found before any average can hide it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from quant.answer import Answer
 from quant.comparison.scripts import foreign
 from runtime.audio import mel_filters
+from runtime.repetition import loops
 
 Wave = NDArray[np.float32]
 
@@ -19,7 +18,6 @@ BANDS = 80
 CLICK = 12.0  # second difference over the root mean square of those around it; a voice stays below 11, 17.9 is most
 AROUND = 480  # samples: 20 ms at 24 kHz
 AUDIBLE = 0.01  # second difference below which nothing is a click
-LONGEST_PERIOD, FEWEST_REPEATS, SHORTEST_LOOP = 16, 4, 12
 
 
 def degeneracies(answer: Answer, spoken: bool) -> tuple[str, ...]:
@@ -60,23 +58,6 @@ def lapses(question: str, reference: Answer, candidate: Answer) -> tuple[str, ..
 def length(answer: Answer) -> int:
     """Tokens and frames of an answer."""
     return len(answer.ids) + len(answer.codes)
-
-
-def repetition(items: Sequence[object], size: int = 4) -> float:
-    """Share of the runs of `size` items that were there before, word for word or code for code; 0 for none."""
-    runs = [tuple(items[start : start + size]) for start in range(len(items) - size + 1)]
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def loops(items: Sequence[object]) -> bool:
-    """Whether a sequence ends in one stretch of at most 16 items, 4 times or more, over half of it and 12 items."""
-    for period in range(1, LONGEST_PERIOD + 1):
-        repeated = period
-        while repeated < len(items) and items[-1 - repeated] == items[-1 - repeated + period]:
-            repeated += 1
-        if repeated >= max(FEWEST_REPEATS * period, SHORTEST_LOOP, len(items) / 2):
-            return True
-    return False
 
 
 def silence(wave: Wave) -> float:

@@ -78,7 +78,7 @@ def measure(task: Task) -> Memory:
     heard: list[Audio] = [engine.hear(noise)] if engine.manifest.audio else []
     parts: Sequence[Part] = [*heard, Text("Tell me what you know about the sea.")]
     for spoken in (False, True) if engine.manifest.speech else (False,):
-        for _ in Conversation.open(engine, seed=0).reply(parts, Choices(spoken=spoken, greedy=True)):
+        for _ in Conversation.open(engine, seed=0).reply(parts, Choices(spoken=spoken, greedy=True, stop_loops=False)):
             private = max(private, resident()["RssAnon"])
     return Memory(peak=resident()["VmHWM"], private=private, empty=empty)
 

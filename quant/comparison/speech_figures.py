@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from quant.comparison.defects import repetition
 from quant.comparison.figures import Figure, TurnResult, known, mean_difference, over_turns
 from quant.comparison.metrics import Floats, ratio_of_sums
 from quant.comparison.spoken import Heard, Spoken
+from runtime.repetition import repetition
 
 
 def speech_figures(results: Sequence[TurnResult], seed: int) -> Iterator[Figure]:

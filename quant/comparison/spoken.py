@@ -6,11 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quant.answer import Answer
-from quant.comparison.defects import clicks, log_mel_distance, log_spectral_distance, repetition, silence
+from quant.comparison.defects import clicks, log_mel_distance, log_spectral_distance, silence
 from quant.comparison.pitch import pitch_error
 from quant.comparison.recognise import Recogniser, language_of
 from quant.comparison.wer import Edits, word_errors
 from runtime.errors import EdgeOmniError
+from runtime.repetition import repetition
 
 Wave = NDArray[np.float32]
 

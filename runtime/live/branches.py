@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from PIL.Image import Image as Picture
 
 from runtime.bundle import Step
+from runtime.context_policy import Plan, Said, plan
 from runtime.engine import Engine
 from runtime.errors import MediaError, PromptError
 from runtime.events import Event, Finish, TextDelta
 from runtime.image import Rgb, check_size, read_image
 from runtime.live.branch import Branch
-from runtime.live.context_policy import Plan, plan
 from runtime.live.events import Verdict
 from runtime.live.pace import Pace
 from runtime.prompt import Audio, Codes, Image
@@ -245,7 +245,6 @@ class Branches:
             if speech is not None:
                 yield from speech.work_to_end()
         else:
-            branch.context.media[len(branch) - 1] = item
             branch.log.frame(len(branch) - 1)
             yield
             if speech is not None:
@@ -273,7 +272,8 @@ class Branches:
         """
         if self.listen.is_open or self.speak.answer is not None:
             return None
-        found = plan(self.speak.context, self.pinned, self.speak.starts, reserve, self.remember)
+        said = Said(self.speak.context.ids, self.pinned, self.speak.starts)
+        found = plan(said, self.engine.manifest, reserve, self.remember)
         if found is None:
             return None
         self.listen.cut(self.pinned)
@@ -282,13 +282,13 @@ class Branches:
             yield from self.pace.read(self.listen.context)
         self.speak, self.listen = self.listen, self.speak
         self.speak.shared = self.listen.shared = self.pinned
-        return str(found) if found.full else None
+        return str(found.forgotten) if found.full else None
 
     def _keep(self, found: Plan) -> None:
         old, new = self.speak, self.listen
-        for start, end in ((max(start, self.pinned), end) for start, end in found.kept):
-            new.starts += [at + len(new) - start for at in old.starts if start <= at < end]
-            new.append(old.context.prompt(start, end))
+        new.starts = found.moved(old.starts)
+        for start, end in found.kept:
+            new.append(old.context.prompt(max(start, self.pinned), end))
 
     def _open(self) -> Branch:
         """LISTEN with a user turn open."""

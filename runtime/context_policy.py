@@ -5,11 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from runtime.context import Context
+from runtime.bundle import Manifest
+from runtime.events import Forgotten
 
 KEPT_SHARE = 0.5  # of the context: what is kept, so that the next turns fit without forgetting again
 
 Span = tuple[int, int]  # positions from, to
+
+
+@dataclass(frozen=True)
+class Said:
+    """A conversation: its ids, of which the first `pinned` (the system prompt) always stay, and where turns begin."""
+
+    ids: Sequence[int]
+    pinned: int
+    starts: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -26,28 +36,32 @@ class Plan:
     def positions(self) -> int:
         return sum(end - start for start, end in self.kept)
 
-    def __str__(self) -> str:
-        counted = ((self.pictures, "picture"), (self.turns, "turn"))
-        gone = [f"the oldest {n} {what}{'s' * (n > 1)}" for n, what in counted if n]
-        return f"forgot {' and '.join(gone)}: {self.length} positions were used, {self.positions} are kept"
+    @property
+    def forgotten(self) -> Forgotten:
+        return Forgotten(self.pictures, self.turns, self.length, self.positions)
+
+    def moved(self, starts: Sequence[int]) -> list[int]:
+        """Where the turns that are kept begin once the others are gone."""
+        moved, before = [], 0
+        for start, end in self.kept:
+            moved += [at - start + before for at in starts if start <= at < end]
+            before += end - start
+        return moved
 
 
-def plan(
-    context: Context, pinned: int, starts: Sequence[int], reserve: int, remember: int | None = None
-) -> Plan | None:
+def plan(said: Said, manifest: Manifest, reserve: int, remember: int | None = None) -> Plan | None:
     """What to keep so that `reserve` more positions fit, and no more than `remember` turns; None if all may stay.
 
-    The first `pinned` positions (the system prompt) always stay. Turns begin at `starts`. The newest turn and its
-    pictures go last; a picture goes with its tags.
+    The newest turn and its pictures go last; a picture goes with its tags.
     """
-    length, most = len(context.ids), context.cache.layout.max_positions
+    length, most, starts = len(said.ids), manifest.cache.max_positions, said.starts
     old = 0 if remember is None else max(0, len(starts) - remember)
     full = length + reserve > most
     if not starts or not (full or old):
         return None
-    goal = max(pinned, min(most - reserve, int(KEPT_SHARE * most))) if full else length
+    goal = max(said.pinned, min(most - reserve, int(KEPT_SHARE * most))) if full else length
     turns = list(zip(starts, [*starts[1:], length], strict=True))
-    gone = _forget(turns, old, pictures(context, starts[old] if old < len(starts) else length), goal)
+    gone = _forget(turns, old, pictures(said.ids, manifest, starts[old] if old < len(starts) else length), goal)
     turned = [span for span in gone if span in turns]
     return Plan(tuple(_kept(length, gone)), len(gone) - len(turned), len(turned), length, full)
 
@@ -78,13 +92,13 @@ def _size(spans: Sequence[Span]) -> int:
     return sum(end - start for start, end in spans)
 
 
-def pictures(context: Context, start: int) -> list[Span]:
+def pictures(ids: Sequence[int], manifest: Manifest, start: int) -> list[Span]:
     """Each picture from position `start` on, its tags included."""
-    tokens, found, begin = context.manifest.tokens, [], None
-    for position in range(start, len(context.ids)):
-        if context.ids[position] == tokens.img_start:
+    tokens, found, begin = manifest.tokens, [], None
+    for position in range(start, len(ids)):
+        if ids[position] == tokens.img_start:
             begin = position
-        elif context.ids[position] == tokens.img_end and begin is not None:
+        elif ids[position] == tokens.img_end and begin is not None:
             found.append((begin, position + 1))
             begin = None
     return found
