@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
 
 from apps.server.answering import Answerer
 from apps.server.audio import speech, transcriptions
@@ -16,6 +16,7 @@ from apps.server.failures import ApiError
 from apps.server.guard import App, Guard, Message, Receive, Scope, Send
 from apps.server.leaving import Left
 from apps.server.metrics import KIND, Metrics
+from apps.server.realtime import realtime
 from apps.server.remembered import Remembered
 from apps.server.requests import answer_error, log_fault
 from apps.server.served import Served
@@ -57,6 +58,7 @@ ROUTES = [
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
     Route("/v1/audio/transcriptions", transcriptions, methods=["POST"]),
     Route("/v1/audio/speech", speech, methods=["POST"]),
+    WebSocketRoute("/v1/realtime", realtime),
 ]
 
 
