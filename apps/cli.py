@@ -52,7 +52,7 @@ EXTRAS = {
     "cv2": "camera",
     "ray": "cluster",
     **dict.fromkeys(("sounddevice", "soxr", "livekit", "textual"), "talk"),
-    **dict.fromkeys(("starlette", "uvicorn"), "serve"),
+    **dict.fromkeys(("starlette", "uvicorn", "python_multipart", "prometheus_client"), "serve"),
     **dict.fromkeys(("scipy", "jiwer", "yaml"), "compare"),
     **dict.fromkeys(("onnxscript", "onnx_ir", "onnx", "ml_dtypes", "jinja2"), "export"),
 }  # a missing package -> the extra that brings it

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 from openai import OpenAI
 
@@ -67,7 +68,11 @@ def running(settings: ServerSettings | None = None, engine: Engine | None = None
 @cache
 def talker() -> Engine:
     """The engine with a model that ends no written answer by itself."""
-    engine = Engine(nano().folder, nano().options)
+    return endless(nano().folder)
+
+
+def endless(folder: Path) -> Engine:
+    engine = Engine(folder, nano().options)
     given = engine.manifest
     text = replace(given.generation.text, stop=(), max_new=given.cache.max_positions)
     generation = replace(given.generation, text=text)

@@ -47,7 +47,9 @@ ONLY_IN = {
     ("quant", "jiwer"): {"quant/comparison/wer.py"},
     ("quant", "yaml"): {"quant/comparison/suites/ultraeval.py"},
     ("apps", "starlette"): {"apps/server/audio.py", "apps/server/chat.py", "apps/server/http.py"}
-    | {"apps/server/requests.py"},
+    | {"apps/server/realtime.py", "apps/server/requests.py"},
+    ("apps", "prometheus_client"): {"apps/server/metrics.py"},
+    ("apps", "python_multipart"): {"apps/server/requests.py"},
     ("apps", "uvicorn"): {"apps/server/command.py"},
     ("apps", "matplotlib"): {"apps/report/report.py"},
     ("apps", "ray"): {"apps/cluster.py"},

@@ -1,11 +1,15 @@
 """What the engine does for clients, piece by piece, as the worker wants it, so that others get their turn."""
 
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 from apps.server.dialogue import Answered, Asked, Dialogue, Given, Heard, How, Said, Shown
 from apps.server.failures import refused
+from apps.server.kept import KeptContexts, behind
 from apps.server.media import picture
+from apps.server.metrics import Metrics
 from apps.server.settings import Limits
 from apps.server.stops import Stops
 from runtime.audio import Wave
@@ -24,10 +28,11 @@ from runtime.speech import SpeechDecoder
 class Started:
     """The request is understood and fits: from here on an answer can be sent. Counts are positions of the context.
 
-    `seconds`: of audio that is to be written down.
+    `cached` were read for an earlier request. `seconds`: of audio that is to be written down.
     """
 
     prompt: int
+    cached: int = 0
     seconds: float = 0.0
 
 
@@ -40,15 +45,24 @@ class Done:
     aloud: tuple[Answer, ...] = ()
 
 
-Told = Started | TextDelta | AudioChunk | Done
+@dataclass(frozen=True, eq=False)
+class Aloud:
+    """A clause of a spoken answer is made, whose audio follows."""
+
+    piece: Spoken
+
+
+Told = Started | TextDelta | AudioChunk | Aloud | Done
 Telling = Generator[Told | None, None, None]
 
 
 class Answerer:
     """Makes answers of one engine; its generators run in the worker's thread alone."""
 
-    def __init__(self, engine: Engine, limits: Limits):
-        self.engine, self.limits = engine, limits
+    def __init__(self, engine: Engine, limits: Limits, metrics: Metrics):
+        self.engine, self.limits, self.metrics = engine, limits, metrics
+        self.kept = KeptContexts(engine.manifest, limits.kept_bytes)
+        self._encoded: WeakKeyDictionary[Given, Part] = WeakKeyDictionary()
 
     def answer(self, dialogue: Dialogue, how: How) -> Telling:
         """Read a dialogue and answer it. EdgeOmniError or ApiError, before Started, where it cannot be."""
@@ -57,25 +71,35 @@ class Answerer:
         self._check_fits(prompt, conversation.context)
         choices = Choices(how.spoken, sampling=how.sampling)
         if how.spoken:
-            steps = conversation.spoken(choices)
-        else:
-            step = self.engine.manifest.generation.text
-            step = step if how.max_new is None else replace(step, max_new=how.max_new)
-            steps = conversation.written(step, choices)
-        yield Started(len(prompt))
-        yield from self._read(conversation.context, prompt)
-        speech = self.engine.speech(conversation.rng, choices.mode, choices.zero_noise) if how.spoken else None
-        yield from told(steps, conversation.context, speech, Stops(how.stop), how.max_new)
+            self.engine.voice(greedy=False)  # so that who cannot have speech is told before anything is read
+        context, cached = self.kept.take(prompt, lambda: conversation.context)
+        conversation.context = context
+        try:
+            self.metrics.note_prompt(len(prompt), cached)
+            yield Started(len(prompt), cached)
+            yield from self._read(context, behind(prompt, cached, self.engine.manifest))
+            speech = self.engine.speech(conversation.rng, choices.mode, choices.zero_noise) if how.spoken else None
+            yield from told(self._steps(conversation, choices, how), context, speech, Stops(how.stop), how.max_new)
+        finally:  # also of an answer that its client has left
+            self.kept.keep(context)
+            self.metrics.kept_bytes.set(self.kept.nbytes)
 
-    def write_down(self, audio: bytes, how: How) -> Telling:
-        """The words of an audio file. EdgeOmniError or ApiError, before Started, where it cannot be."""
-        wave, front = self.engine.listen(audio), self.engine.manifest.audio
+    def _steps(self, conversation: Conversation, choices: Choices, how: How) -> Steps:
+        if how.spoken:
+            return conversation.spoken(choices)
+        step = self.engine.manifest.generation.text
+        return conversation.written(step if how.max_new is None else replace(step, max_new=how.max_new), choices)
+
+    def write_down(self, audio: bytes | Wave, how: How) -> Telling:
+        """The words of an audio file or of a wave. EdgeOmniError or ApiError, before Started, where it cannot be."""
+        wave = self.engine.listen(audio) if isinstance(audio, bytes) else audio
+        front = self.engine.manifest.audio
         assert front is not None  # it has listened
         yield None
         prompt = self.engine.format.transcribe(self._hear(wave))
         conversation = Conversation(self.engine, prompt, how.seed)
         self._check_fits(prompt, conversation.context)
-        yield Started(len(prompt), len(wave) / front.sampling_rate)
+        yield Started(len(prompt), seconds=len(wave) / front.sampling_rate)
         yield from self._read(conversation.context, prompt)
         generation = self.engine.manifest.generation
         steps = conversation.written(generation.transcribe or generation.text, Choices(sampling=how.sampling))
@@ -103,7 +127,13 @@ class Answerer:
     def _read(self, context: Context, prompt: Prompt) -> Generator[None, None, None]:
         """All of it but the last position, whose hidden state the first step asks for."""
         context.append(prompt)
-        for _ in context.read(keep=1):
+        pieces, before = context.read(keep=1), context.cache.length
+        while True:
+            start = time.perf_counter()
+            if next(pieces, None) is None:
+                return
+            self.metrics.note_read(context.cache.length - before, time.perf_counter() - start)
+            before = context.cache.length
             yield None
 
     def _prompt(self, dialogue: Dialogue, spoken: bool) -> Prompt:
@@ -124,9 +154,15 @@ class Answerer:
         return [self._part(one) for one in given]
 
     def _part(self, given: Given) -> Part:
+        """Encoded once, for as long as whoever asked keeps what was given."""
+        if isinstance(given, Said):
+            return Text(given.text)
+        if given not in self._encoded:
+            self._encoded[given] = self._encode(given)
+        return self._encoded[given]
+
+    def _encode(self, given: Shown | Heard) -> Part:
         match given:
-            case Said(text):
-                return Text(text)
             case Shown(data):
                 return self.engine.look_at(picture(data, self.limits))
             case Heard(data):
@@ -158,7 +194,9 @@ def told(steps: Steps, context: Context, speech: SpeechDecoder | None, stops: St
                 case AudioChunk():
                     yield event
                 case StepDone("audio") if speech is not None:
-                    pieces.end(event.codes, speech.layout)
+                    piece = pieces.end(event.codes, speech.layout)
+                    yield Aloud(piece) if piece is not None else None
+                    _remember_codes(context, event, speech.layout)
                     if most is not None and len(context.ids) - before >= most:
                         yield from speech.finish()
                         finish = "length"
@@ -172,6 +210,13 @@ def told(steps: Steps, context: Context, speech: SpeechDecoder | None, stops: St
     if rest := stops.flush():
         yield TextDelta(rest)
     yield Done(finish, len(context.ids) - before, pieces.answer() if speech is not None else ())
+
+
+def _remember_codes(context: Context, step: StepDone, layout: SpeechLayout) -> None:
+    """Let the context know what its generated positions stand for, so that it can be told from another answer's."""
+    for at, codes in enumerate(step.codes, len(step.inputs)):
+        if codes[0] != layout.codebook_sizes[0]:
+            context.media[at] = codes
 
 
 def played(steps: Steps, speech: SpeechDecoder | None) -> Generator[Event | Finish | None, None, None]:
@@ -199,12 +244,15 @@ class Pieces:
     done: list[Answer] = field(default_factory=list)
     text: str = ""
 
-    def end(self, codes: Codes, layout: SpeechLayout) -> None:
+    def end(self, codes: Codes, layout: SpeechLayout) -> Spoken | None:
         """Codes [frames, codebooks] of what the text so far says; the frame with the end code is none of it."""
         said = codes[codes[:, 0] != layout.codebook_sizes[0]] if len(codes) else codes
-        if len(said):
-            self.done.append(Spoken(self.text, said))
-            self.text = ""
+        if not len(said):
+            return None
+        piece = Spoken(self.text, said)
+        self.done.append(piece)
+        self.text = ""
+        return piece
 
     def answer(self) -> tuple[Answer, ...]:
         return (*self.done, Text(self.text)) if self.text else tuple(self.done)

@@ -25,9 +25,9 @@ class TranscriptionRequest(Wire):
     """The fields of the form beside the file. A language is taken down, and is not needed to understand one."""
 
     model: str
-    language: str | None = Field(None, max_length=16)
+    language: str | None = Field(default=None, max_length=16)
     response_format: Literal["json", "text", "verbose_json"] = "json"
-    temperature: float | None = Field(None, ge=0, le=2)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     stream: bool = False
     timestamp_granularities: list[Literal["segment"]] | None = None
     prompt: Literal[""] | None = None  # the model takes none with a recording

@@ -85,12 +85,13 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()), kw_only=True)
     text: list[str] = field(default_factory=list, kw_only=True)
     prompt: int = field(default=0, kw_only=True)
+    cached: int = field(default=0, kw_only=True)
     end: Done | None = field(default=None, kw_only=True)
 
     def take(self, told: Told) -> None:
         match told:
-            case Started(prompt):
-                self.prompt = prompt
+            case Started(prompt, cached):
+                self.prompt, self.cached = prompt, cached
             case TextDelta(text):
                 self.text.append(text)
             case Done():
@@ -112,7 +113,12 @@ class Reply:
 
     def usage(self) -> dict[str, Any]:
         count = self.done.completion
-        return {"prompt_tokens": self.prompt, "completion_tokens": count, "total_tokens": self.prompt + count}
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": count,
+            "total_tokens": self.prompt + count,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
 
     def message(self) -> dict[str, Any]:
         return {"role": "assistant", "content": "".join(self.text), "refusal": None}

@@ -79,7 +79,7 @@ class AssistantMessage(Wire):
     refusal: None = None
     annotations: list[Any] | None = None
     function_call: None = None
-    tool_calls: list[Any] | None = Field(None, max_length=0)
+    tool_calls: list[Any] | None = Field(default=None, max_length=0)
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage, Field(discriminator="role")]
@@ -108,13 +108,13 @@ class ChatRequest(Wire):
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1, le=1 << 31)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1 << 31)
+    max_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=1 << 31)
     stop: str | list[str] | None = None
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
-    modalities: list[Literal["text", "audio"]] | None = Field(None, min_length=1)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 64)
+    modalities: list[Literal["text", "audio"]] | None = Field(default=None, min_length=1)
     audio: AudioOut | None = None
     # Only in the form that asks for nothing:
     n: Literal[1] | None = None
@@ -122,8 +122,8 @@ class ChatRequest(Wire):
     top_logprobs: Literal[0] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: dict[str, float] | None = Field(None, max_length=0)
-    tools: list[Any] | None = Field(None, max_length=0)
+    logit_bias: dict[str, float] | None = Field(default=None, max_length=0)
+    tools: list[Any] | None = Field(default=None, max_length=0)
     tool_choice: Literal["none", "auto"] | None = None
     response_format: PlainText | None = None
     # Of the service, not of the answer:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from runtime.audio import Wave
 from runtime.prompt import Answer
 from runtime.sampling import AS_BUNDLE, SamplingOptions
 
@@ -11,18 +12,18 @@ class Said:
     text: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shown:
     """A picture file's bytes."""
 
     data: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Heard:
-    """An audio file's bytes."""
+    """An audio file's bytes, or a wave [n] at the bundle's rate."""
 
-    data: bytes
+    data: bytes | Wave
 
 
 Given = Said | Shown | Heard

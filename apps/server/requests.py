@@ -4,6 +4,7 @@ import json
 import logging
 from typing import TypeVar
 
+import python_multipart  # noqa: F401 (starlette reads forms with it; where it is missing, that is told at the start)
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from apps.server.answering import Answerer
 from apps.server.failures import ApiError
+from apps.server.metrics import Metrics
 from apps.server.remembered import Remembered
 from apps.server.settings import ServerSettings
 from apps.server.worker import Worker
@@ -16,6 +17,8 @@ class Served:
     answerer: Answerer
     worker: Worker
     remembered: Remembered
+    metrics: Metrics
+    conversations: int = 0  # realtime clients that are there
     since: int = field(default_factory=lambda: int(time.time()))
 
     def check_model(self, name: str) -> None:

@@ -21,6 +21,9 @@ class Limits:
     pixels: int = 40_000_000  # of a picture
     audios: int = 32
     speech_characters: int = 4_096  # of a text that is read aloud
+    kept_bytes: int = 512 * MEBI  # of contexts of conversations that may go on
+    buffer_seconds: float = 300.0  # of audio in a realtime conversation that was not committed
+    idle_seconds: float = 900.0  # for a realtime client to say something
     remembered: int = 256  # spoken answers, of all clients
     remembered_seconds: float = 3_600.0  # since they were given
     characters: int = 2_000_000  # of all text together
