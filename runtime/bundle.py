@@ -15,7 +15,7 @@ from runtime.vouched import holds, sample_of
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="null")  # "12" is no 12, nor is true 1
+STRICT = ConfigDict(extra="forbid", ser_json_inf_nan="null")
 
 BLANK = "\u2581"  # how SentencePiece writes a blank
 TODAY = "{today}"  # in the strings of a PromptTemplate
@@ -328,7 +328,7 @@ def parse_manifest(text: str | bytes, where: str = MANIFEST) -> Manifest:
             "export the bundle again, or use the EdgeOmni that wrote it"
         )
     try:
-        return _ADAPTER.validate_json(text)
+        return _ADAPTER.validate_json(text, strict=True)  # "12" is no 12, nor is true 1
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()]
         raise BundleError(f"{where} does not follow its schema:\n" + "\n".join(lines)) from None
