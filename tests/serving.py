@@ -15,6 +15,7 @@ from apps.server.command import Server, listening
 from apps.server.http import serve
 from apps.server.served import Served
 from apps.server.settings import ServerSettings
+from runtime.bundle import Sampling
 from runtime.engine import Engine
 from runtime.session import Options
 
@@ -67,14 +68,15 @@ def running(settings: ServerSettings | None = None, engine: Engine | None = None
 
 @cache
 def talker() -> Engine:
-    """The engine with a model that ends no written answer by itself."""
+    """The engine with a model that ends no written answer by itself, and draws its words so that none goes in a loop."""
     return endless(nano().folder)
 
 
 def endless(folder: Path) -> Engine:
     engine = Engine(folder, nano().options)
     given = engine.manifest
-    text = replace(given.generation.text, stop=(), max_new=given.cache.max_positions)
+    drawn = Sampling(temperature=8)
+    text = replace(given.generation.text, sampling=drawn, stop=(), max_new=given.cache.max_positions)
     generation = replace(given.generation, text=text)
-    engine.manifest = replace(given, tokens=replace(given.tokens, eos=()), generation=generation)
+    engine.manifest = replace(given, tokens=replace(given.tokens, eos=(), not_addressed=None), generation=generation)
     return engine

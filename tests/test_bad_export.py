@@ -256,14 +256,27 @@ def test_a_graph_swapped_for_one_of_another_size_is_named_when_the_bundle_is_rea
 
 def test_ports_that_the_manifest_describes_wrongly_are_all_named(bundle: Path) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
+    ports = manifest["graphs"]["decoder"]
+    (lengths,) = (port for port in ports["inputs"] if port["name"] == "seqlens_k")
+    lengths["shape"] = [2]
+    (key,) = (port for port in ports["outputs"] if port["name"] == "present.0.key")
+    key["name"] = "scores"
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+    message = refused(bundle)
+    assert "input seqlens_k is int32[1], the manifest says int32[2]" in message
+    assert "output scores is in the manifest, not in the graph" in message
+    assert "output present.0.key is in the graph, not in the manifest" in message
+
+
+def test_sizes_that_the_manifests_own_graphs_do_not_have_are_all_named(bundle: Path) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
     ports = manifest["graphs"]["lm_head"]
     ports["inputs"][0]["shape"][1] += 1
     ports["outputs"][0]["name"] = "scores"
     (bundle / MANIFEST).write_text(json.dumps(manifest))
     message = refused(bundle)
-    assert "input hidden is float32['n', 32], the manifest says float32['n', 33]" in message
-    assert "output scores is in the manifest, not in the graph" in message
-    assert "output logits is in the graph, not in the manifest" in message
+    assert "its sizes ask [any, 32] of lm_head's hidden, and the graph has [any, 33]" in message
+    assert "its sizes ask [any, 260] of lm_head's logits, and the graph has no such port" in message
 
 
 @cache

@@ -102,7 +102,7 @@ def test_a_follow_up_is_answered_from_the_turn_before(engine):
 
 
 def test_chat_without_a_bundle_uses_the_embedded_model_and_says_so(engine, cache):
-    done = edgeomni(cache, "chat", "hello", "--json")
+    done = edgeomni(cache, "chat", "hello!", "--json")
     assert done.returncode == 0 and json.loads(done.stdout)["text"].strip() == "hello how can i help"
     assert "so Nano answers, which is built in" in done.stderr and "Traceback" not in done.stderr
 
@@ -121,8 +121,9 @@ def test_the_embedded_bundle_is_made_once(engine, cache, monkeypatch):
 
 def test_a_second_start_hashes_nothing_and_still_notices_a_changed_checkpoint(engine, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr(vouched, "_known", {})  # as in a process of its own, which knows nothing by another cache
     bundle = embedded_bundle()
-    monkeypatch.setattr(vouched, "_known", {})  # as another process
+    monkeypatch.setattr(vouched, "_known", {})  # as in another one after it
     read: list[Path] = []
     inner = vouched.sha256_of
     monkeypatch.setattr(vouched, "sha256_of", lambda path: read.append(path) or inner(path))

@@ -232,7 +232,7 @@ def test_a_client_that_leaves_ends_its_answer():
         stream.close()
         assert until(lambda: up.served.worker.active == 0)
         with pytest.raises(openai.APITimeoutError):  # the same of a client that waits for the whole answer
-            up.client().chat.completions.create(model=NAME, messages=said("hello"), timeout=0.5)
+            up.client().chat.completions.create(model=NAME, messages=said("hello"), timeout=0.1)
         assert until(lambda: up.served.worker.active == 0)
 
 
@@ -242,7 +242,7 @@ def test_a_short_answer_does_not_wait_for_the_end_of_a_long_one():
         next(chunks)
         short = up.client().chat.completions.create(model=NAME, messages=said("hello"), max_tokens=3)
         assert short.usage is not None and short.usage.completion_tokens == 3
-        assert up.served.worker.active == 1  # the long one goes on
+        assert until(lambda: up.served.worker.active == 1)  # the long one goes on
         assert next(chunks).choices[0].delta.content
 
 
@@ -275,10 +275,18 @@ def test_a_server_that_is_stopped_ends_its_answers_with_an_error_and_is_gone():
             up.client().models.list()
 
 
+def test_an_answer_that_goes_round_in_a_loop_ends_as_one_that_is_cut():
+    with running(engine=talker()) as up:
+        answer = up.client().chat.completions.create(model=NAME, messages=said("hello"), temperature=0)
+        assert answer.choices[0].finish_reason == "length" and answer.usage is not None
+        assert answer.usage.completion_tokens < talker().manifest.cache.max_positions / 4
+
+
 def test_log_lines_hold_nothing_of_what_was_said(up: Running, caplog):
     with caplog.at_level(logging.DEBUG, "edgeomni.server"):
         up.client().chat.completions.create(model=NAME, messages=said("what is two plus three"))
         with pytest.raises(openai.APIStatusError):
             up.client().get("/secret/path?with=words", cast_to=object)
+        assert until(lambda: len(caplog.records) == 2)  # a line is written when its answer has gone
     lines = [record.getMessage() for record in caplog.records]
     assert [line.rsplit(" ", 2)[0] for line in lines] == ["POST /v1/chat/completions 200", "GET (unknown) 404"]

@@ -121,7 +121,7 @@ def test_an_answer_that_its_client_left_is_not_read_again():
     for _ in range(8):
         next(work)
     work.close()
-    greedy = How(max_new=8)
+    greedy = How(max_new=8, sampling=SamplingOptions(temperature=0))
     text, cached, _ = answered(warm, dialogue, greedy)
     assert cached > 0 and text == answered(answerer(), dialogue, greedy)[0]
 

@@ -44,7 +44,7 @@ class Talk:
         self.connection.send({"type": kind, **more})
 
     def next(self) -> dict[str, Any]:
-        event = json.loads(self.connection.recv_bytes())
+        event = json.loads(self.connection._connection.recv(timeout=60))  # the SDK's own waits for ever
         EVENTS.validate_python(event)
         assert event["event_id"] not in {one["event_id"] for one in self.told}
         self.told.append(event)

@@ -25,7 +25,13 @@ from runtime.audio import Wave
 from runtime.events import AudioChunk, Finish, TextDelta
 
 EVENTS = "text/event-stream"
-FINISHES: dict[Finish, str] = {"end": "stop", "unaddressed": "stop", "length": "length", "context": "length"}
+FINISHES: dict[Finish, str] = {
+    "end": "stop",
+    "unaddressed": "stop",
+    "length": "length",
+    "context": "length",
+    "repeats": "length",  # it was cut, which is what clients ask this for
+}
 
 
 async def chat_completions(request: Request) -> Response | Streamed:

@@ -357,7 +357,7 @@ class Response:
                 case Done(finish, count):
                     total = prompt + count
                     self._usage = {"input_tokens": prompt, "output_tokens": count, "total_tokens": total}
-                    full = finish in ("length", "context")
+                    full = finish in ("length", "context", "repeats")
                     await self.end("incomplete" if full else "completed", reason="max_output_tokens" if full else None)
 
     async def _open(self, items: Items | None) -> Item:
