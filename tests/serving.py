@@ -68,7 +68,7 @@ def running(settings: ServerSettings | None = None, engine: Engine | None = None
 
 @cache
 def talker() -> Engine:
-    """The engine with a model that ends no written answer by itself, and draws its words so that none goes in a loop."""
+    """The engine with a model that ends no written answer by itself and, as it draws its words, goes in no loop."""
     return endless(nano().folder)
 
 
