@@ -177,7 +177,7 @@ def test_the_end_of_a_turn_is_cut_off_whole() -> None:
     assert set(found.trimmed) == {"system", "user", "assistant"}
 
 
-LONG = "{% for i in range(3000) %}{% for j in range(3000) %}{% endfor %}{% endfor %}"  # some seconds
+LONG = "{% for i in range(3000) %}{% for j in range(30000) %}{% endfor %}{% endfor %}"  # some seconds
 
 
 @pytest.mark.parametrize(
