@@ -225,6 +225,7 @@ def _manifest(planned: Plan, graphs: dict[str, Graph], files: tuple[File, ...], 
         video_frames=blueprint.video_frames,
         video=blueprint.video,
         speech=blueprint.speech,
+        gate=blueprint.gate,
         notes=blueprint.notes,
     )
 

@@ -175,6 +175,18 @@ class SpecialTokens:
 
 
 @dataclass(frozen=True, config=STRICT)
+class Gate:
+    """From which probability on a turn is taken as meant for the assistant, where the model has `not_addressed`.
+
+    That probability is 1 less that of `not_addressed` as the first token of the answer. Over an answer it has to be
+    surer, since a wrong yes cuts off what somebody listens to.
+    """
+
+    in_silence: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    over_answer: Annotated[float, Field(ge=0, lt=1)] = 0.6
+
+
+@dataclass(frozen=True, config=STRICT)
 class PromptTemplate:
     """Strings around each turn: (before, after). Special tokens are spelled out and parsed."""
 
@@ -299,6 +311,7 @@ class Manifest:
     video_frames: VisionFrontEnd | None = None
     video: VideoRules | None = None
     speech: SpeechLayout | None = None
+    gate: Gate = Gate()
     quantization: Quantization | None = None  # None: all weights are floats
     notes: tuple[str, ...] = ()
 

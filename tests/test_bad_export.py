@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.convert import export, plan
-from runtime.bundle import MANIFEST, Manifest, parse_manifest, read_bundle
+from runtime.bundle import MANIFEST, Gate, Manifest, parse_manifest, read_bundle
 from runtime.errors import BundleError, CheckpointError, EdgeOmniError
 from runtime.verify import refuse_failed, verify
 from tests import tiny_llama
@@ -357,9 +357,11 @@ def test_a_checkpoint_that_states_no_end_of_answers_is_refused(tmp_path: Path) -
 
 
 def test_what_a_checkpoint_declares_of_itself_takes_the_place_of_the_familys_defaults(tmp_path: Path) -> None:
-    blueprint = plan(_declaring(tmp_path, {"not_addressed_token_id": 7, "sampling": {"text": {"greedy": True}}}), "cpu")
+    declared = {"not_addressed_token_id": 7, "sampling": {"text": {"greedy": True}}, "gate": {"over_answer": 0.75}}
+    blueprint = plan(_declaring(tmp_path, declared), "cpu")
     assert blueprint.blueprint.tokens.not_addressed == 7
     assert blueprint.blueprint.generation.text.sampling.greedy
+    assert blueprint.blueprint.gate == Gate(in_silence=0.5, over_answer=0.75)
     assert blueprint.blueprint.generation.text.max_new == plan(CHECKPOINT, "cpu").blueprint.generation.text.max_new
 
 

@@ -1,6 +1,7 @@
 """Two contexts on one set of weights: what is heard is what is remembered, and what is rejected was never there."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from apps.embedded import CHECKPOINT, embedded_bundle
 from quant.synthetic import picture, voice
 from runtime.audio import Wave, read_audio
+from runtime.bundle import Gate
 from runtime.context import Context
 from runtime.engine import Engine
 from runtime.errors import EdgeOmniError, MediaError, PromptError
@@ -511,6 +513,22 @@ def test_nano_does_not_take_noise_for_a_question_and_goes_on(nano: Engine) -> No
     assert verdict == "NOISE" and sure >= 0.5
     branches.reject()
     assert branches.lengths()[0] == branches.pinned
+
+
+def test_a_turn_is_meant_for_the_assistant_from_the_probability_on_that_the_manifest_says(nano: Engine) -> None:
+    branches = Branches(nano, seed=0)
+    branches.fork(None)
+    done(branches.hear(sample("espeak-003.flac"), last=True))
+    said, sure = done(branches.judge(speaking=True))
+    assert (said, sure) == done(branches.judge(speaking=False)) and said == "QUERY" and sure < 1
+    given = nano.manifest
+    try:
+        nano.manifest = replace(given, gate=Gate(in_silence=sure, over_answer=(1 + sure) / 2))
+        assert done(branches.judge(speaking=False)) == ("QUERY", sure)
+        assert done(branches.judge(speaking=True)) == ("NOISE", 1 - sure)
+    finally:
+        nano.manifest = given
+    branches.reject()
 
 
 def test_nano_writes_down_what_was_said(nano: Engine) -> None:

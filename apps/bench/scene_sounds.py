@@ -81,15 +81,23 @@ class Sounds:
         how = "on Debian: sudo apt-get install espeak-ng flite festival festvox-kallpc16k asterisk-core-sounds-en-g722"
         return f"{'; '.join(said)} ({how} ffmpeg)" if said else None
 
-    def question(self, rng: Random, long_answer: bool = False) -> Sound:
-        """A question in a held-out voice; of those that come along one in three, all where nothing else is there."""
+    def question(self, rng: Random, long_answer: bool = False, over_answer: bool = False) -> Sound:
+        """A question in a held-out voice; of those that come along one in three, all where nothing else is there.
+
+        `over_answer`: one that must interrupt. A word alone is rightly taken for a listener's there, and talk of what
+        lies outside the model's world for talk among people.
+        """
+
+        def fits(answer: str) -> bool:
+            command = answer != domain.OUTSIDE and not answer.startswith("i hear ")
+            return len(answer) >= LONG_ANSWER * long_answer and (command or not over_answer)
+
         if not self.programs or rng.random() < 1 / 3:
-            clips = [clip for clip in self.recorded if not long_answer or len(clip.answer) >= LONG_ANSWER]
-            return rng.choice(clips)
+            return rng.choice([clip for clip in self.recorded if fits(clip.answer)])
         while True:
             turn = domain.draw_turn(rng)
             kept = turn.key is None or read_split().sentence_is_heldout(turn.key)
-            if kept and turn.intent not in ("look", "chat") and (not long_answer or len(turn.answer) >= LONG_ANSWER):
+            if kept and turn.intent not in ("look", "chat") and fits(turn.answer):
                 return self._spoken(rng, turn.question, turn.answer)
 
     def talk(self, rng: Random) -> Sound:

@@ -113,7 +113,7 @@ def _disturbance(rng: Random, kind: str, start: float, sounds: Sounds) -> Part:
         sound = sounds.disturbances[what](rng)
         far = what in ("talk", "television")
         return _part(rng, what, sound, start, speaking, level=(-26, -12) if far else (-18, -6), far=far)
-    sound = sounds.question(rng)
+    sound = sounds.question(rng, over_answer=speaking)
     if kind == "question with a pause":
         sound = with_pause(sound, rng.uniform(300, 600))
     return _part(rng, what, sound, start, speaking, level=(-18, -6))

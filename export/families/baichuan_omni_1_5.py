@@ -25,6 +25,7 @@ from export.vision_encoder import vision_encoder, vision_projector
 from export.vocoder import receptive_frames, vocoder, vocoder_f0
 from runtime.bundle import (
     AudioFrontEnd,
+    Gate,
     GenerationDefaults,
     Profile,
     PromptTemplate,
@@ -85,6 +86,7 @@ class Declared:
     sampling: dict[Literal["text", "first_text", "later_text", "audio", "transcribe"], Sampling] = Field(
         default_factory=dict
     )  # instead of the official demos' values, which suit the official codebooks
+    gate: Gate = Gate()
 
     def generation(self) -> GenerationDefaults:
         steps = {
@@ -157,6 +159,7 @@ def read(checkpoint: Checkpoint, profile: Profile) -> Blueprint:
         video_frames=config.video_config and vision_front_end(config.video_config),
         video=config.video_config and video_rules(config.video_config),
         speech=speech_layout(config, found),
+        gate=declared.gate,
     )
 
 

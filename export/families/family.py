@@ -9,6 +9,7 @@ from export.lazy_tensor import LazyTensor
 from runtime.bundle import (
     AudioFrontEnd,
     CacheLayout,
+    Gate,
     GenerationDefaults,
     Profile,
     PromptTemplate,
@@ -39,6 +40,7 @@ class Blueprint:
     video_frames: VisionFrontEnd | None = None
     video: VideoRules | None = None
     speech: SpeechLayout | None = None
+    gate: Gate = field(default_factory=Gate)
     notes: tuple[str, ...] = field(default_factory=tuple)
 
 

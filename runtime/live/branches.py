@@ -27,7 +27,6 @@ Work = Generator[None, None, None]
 Answer = Generator[Event | None, None, Finish]
 
 FIRST_CODES = 8  # of the piece of speech that a person waits for; 7 give less sound than the next piece takes to make
-QUERY_IN_SILENCE, QUERY_OVER_SPEECH = 0.5, 0.6  # least probability that a turn was meant for us
 FRAMES_KEPT = 8  # encoded pictures that are kept for a turn that is begun once more
 
 
@@ -173,8 +172,9 @@ class Branches:
         """Whether the turn on LISTEN is meant for us, and the probability of that verdict.
 
         A family whose answers begin with a token of their own where they should not be given (`not_addressed`) is asked
-        for its probability. Any other is not asked: the verdict is QUERY with 1. Two logits behind an instruction could
-        be compared, but no manifest declares an instruction whose answers were calibrated.
+        for its probability; the manifest's `gate` says where the line is. Any other is not asked: the verdict is QUERY
+        with 1. Two logits behind an instruction could be compared, but no manifest declares an instruction whose
+        answers were calibrated.
         """
         token = self.engine.manifest.tokens.not_addressed
         if token is None:
@@ -182,8 +182,9 @@ class Branches:
         logits = self.engine.session("lm_head").run(hidden=self.listen.context.hidden())["logits"][0]
         yield
         meant = 1.0 - _probability(logits, token)
-        least = QUERY_OVER_SPEECH if speaking else QUERY_IN_SILENCE
-        return ("QUERY", meant) if meant > least or (speaking and meant == least) else ("NOISE", 1.0 - meant)
+        gate = self.engine.manifest.gate
+        least = gate.over_answer if speaking else gate.in_silence
+        return ("QUERY", meant) if meant >= least else ("NOISE", 1.0 - meant)
 
     def reply(self, spoken: bool) -> Answer:
         """Answer the turn on LISTEN, or on SPEAK once it was accepted; goes on undisturbed when the branches swap.
